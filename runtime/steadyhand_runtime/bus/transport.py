@@ -1,0 +1,173 @@
+"""How bytes reach the servos: a serial port, or virtual servos in this process; both behind `Transport`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import termios
+from typing import TYPE_CHECKING, Any, Protocol
+
+import serial
+
+from steadyhand_runtime.clock import NS_PER_S, Clock
+
+if TYPE_CHECKING:
+    from steadyhand_runtime.sim.servos import Reply, VirtualChain
+
+QUIET_NS = 1_000_000  # a bus this long without a byte is silent; a USB full-speed frame
+DRAIN_LIMIT_NS = 4_000_000
+MAX_VMIN = 255
+
+
+class BusError(Exception):
+    """The bus cannot be used; the message names the fix."""
+
+
+class Transport(Protocol):
+    """A half-duplex byte link. `read` returns what came by the deadline, at most n bytes."""
+
+    def write(self, data: bytes | bytearray) -> None: ...
+
+    def read(self, n: int, deadline_ns: int) -> bytes: ...
+
+    def drain(self) -> int:
+        """Discard input until the bus is silent; returns how many bytes there were."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SerialTransport:
+    """A serial port held exclusively. pyserial opens and configures it; the hot path is write, select and read."""
+
+    def __init__(self, port: str, baud: int, clock: Clock) -> None:
+        self._clock = clock
+        self._port = port
+        self._serial = _open(port, baud)
+        self._fd: int = self._serial.fileno()
+        self._vmin = -1
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Send everything. Raises BusError when the port is gone."""
+        sent = 0
+        try:
+            while sent < len(data):
+                sent += os.write(self._fd, memoryview(data)[sent:])
+        except BlockingIOError:
+            raise BusError(f"{self._port}: the adapter takes no more data: unplug it and plug it in again") from None
+        except OSError as error:
+            raise self._gone(error) from None
+
+    def read(self, n: int, deadline_ns: int) -> bytes:
+        """Up to n bytes, fewer when the deadline passes first. Raises BusError when the port is gone."""
+        parts: list[bytes] = []
+        missing = n
+        try:
+            self._wake_at(n)
+            while missing:
+                left_ns = deadline_ns - self._clock.now_ns()
+                ready = select.select([self._fd], [], [], max(0, left_ns) / NS_PER_S)[0]
+                part = self._read_now(missing)
+                if part:
+                    parts.append(part)
+                    missing -= len(part)
+                elif ready:
+                    raise OSError(errno.EIO, "hung up")
+                if left_ns <= 0:
+                    break
+        except (OSError, termios.error) as error:
+            raise self._gone(error) from None
+        return b"".join(parts)
+
+    def drain(self) -> int:
+        """Discard input until the bus is silent for a frame, or for a few milliseconds when it never is."""
+        start_ns = quiet_from_ns = self._clock.now_ns()
+        dropped = 0
+        try:
+            self._wake_at(1)
+            while (now_ns := self._clock.now_ns()) < min(quiet_from_ns + QUIET_NS, start_ns + DRAIN_LIMIT_NS):
+                wait_s = (quiet_from_ns + QUIET_NS - now_ns) / NS_PER_S
+                if select.select([self._fd], [], [], wait_s)[0]:
+                    dropped += len(self._read_now(4096))
+                    quiet_from_ns = self._clock.now_ns()
+        except (OSError, termios.error) as error:
+            raise self._gone(error) from None
+        return dropped
+
+    def close(self) -> None:
+        try:
+            self._serial.close()
+        except (OSError, termios.error, serial.SerialException):
+            pass  # the device is gone, and so is the hold on it
+
+    def _wake_at(self, n: int) -> None:
+        """Let select wake once for the whole reply instead of once per servo."""
+        vmin = min(n, MAX_VMIN)
+        if vmin == self._vmin:
+            return
+        attributes: list[Any] = termios.tcgetattr(self._fd)
+        attributes[6][termios.VMIN] = vmin
+        attributes[6][termios.VTIME] = 0
+        termios.tcsetattr(self._fd, termios.TCSANOW, attributes)
+        self._vmin = vmin
+
+    def _read_now(self, n: int) -> bytes:
+        try:
+            return os.read(self._fd, n)
+        except BlockingIOError:
+            return b""
+
+    def _gone(self, error: Exception) -> BusError:
+        return BusError(f"{self._port}: the port was lost ({error}): check the USB cable and the arm's power")
+
+
+class InProcessTransport:
+    """Virtual servos in this process, on the injected clock: replies exist from the moment they are ready."""
+
+    def __init__(self, chain: VirtualChain, clock: Clock) -> None:
+        self._chain = chain
+        self._clock = clock
+        self._replies: list[Reply] = []
+        self._unread = b""
+
+    def write(self, data: bytes | bytearray) -> None:
+        self._replies += self._chain.feed(data, self._clock.now_ns())
+
+    def read(self, n: int, deadline_ns: int) -> bytes:
+        """Up to n bytes of what is ready by the deadline; the clock stays where it is."""
+        ready = self._take(deadline_ns)
+        self._unread = ready[n:]
+        return ready[:n]
+
+    def drain(self) -> int:
+        return len(self._take(self._clock.now_ns() + DRAIN_LIMIT_NS))
+
+    def close(self) -> None:
+        self._replies = []
+
+    def _take(self, until_ns: int) -> bytes:
+        ready = self._unread + b"".join([r.data for r in self._replies if r.ready_ns <= until_ns])
+        self._replies = [r for r in self._replies if r.ready_ns > until_ns]
+        self._unread = b""
+        return ready
+
+
+def _open(port: str, baud: int) -> serial.Serial:
+    try:
+        return serial.Serial(port, baud, timeout=0, write_timeout=0, exclusive=True)
+    except (serial.SerialException, OSError, ValueError, termios.error) as error:
+        raise BusError(_explain(port, baud, error)) from None
+
+
+def _explain(port: str, baud: int, error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.ENOENT or not os.path.exists(port):
+        return f"{port}: no such port: plug the arm in, or give the right one (ls /dev/serial/by-id)"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"{port}: no permission: add yourself to its group (sudo usermod -aG dialout $USER) and log in again"
+    if number in (errno.EBUSY, errno.EAGAIN) or "lock" in str(error).lower():
+        return f"{port}: busy: another program holds it; stop that one first (fuser -v {port} names it)"
+    if isinstance(error, ValueError):
+        return f"{port}: cannot run at {baud} baud: {error}"
+    return f"{port}: cannot be opened as a serial port: {error}"

@@ -1,0 +1,1 @@
+"""What runs on the workstation: ingest, journal, replay, learner, classifier correction, publishing, evaluation."""
