@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -57,7 +58,7 @@ class ControlTable:
         if len(self._by_name) != len(registers):
             raise ValueError(f"{model}: a register name appears twice")
         ordered = sorted(registers, key=lambda r: r.address)
-        for lower, upper in zip(ordered, ordered[1:]):
+        for lower, upper in itertools.pairwise(ordered):
             if lower.end > upper.address:
                 raise ValueError(f"{model}: registers {lower.name} and {upper.name} overlap")
 
@@ -77,7 +78,7 @@ def read_package_toml(*path: str) -> dict[str, Any]:
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def sts3215() -> ControlTable:
     """The STS3215's table."""
     data = read_package_toml("sts3215.toml")

@@ -104,3 +104,7 @@ def _installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

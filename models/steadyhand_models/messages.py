@@ -393,3 +393,15 @@ class TrainerStatus:
     q_bound: float
     message: str
     metrics: tuple[str, ...] = field(default=())  # "name=value" pairs for display
+
+
+@dataclass(frozen=True)
+class SceneRequest:
+    """Simulation only: put the cube anew, at a place that `seed` draws."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class SceneReply:
+    ok: bool

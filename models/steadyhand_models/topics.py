@@ -49,6 +49,7 @@ TOPICS: dict[str, Topic] = {
         Topic("link.models", m.ModelNotice, None, 16, Drop.NEVER),
         Topic("trainer.status", m.TrainerStatus, 1.0, 1, Drop.OLD),
         Topic("sim.truth", m.Truth, 100.0, 1, Drop.OLD),
+        Topic("sim.control", m.SceneRequest, None, 16, Drop.NEVER),
     )
 }
 

@@ -129,7 +129,9 @@ def realtime(priority: int) -> list[str]:
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except (OSError, ValueError) as error:
-        degraded.append(f"no SCHED_FIFO {priority} ({_reason(error)}): allow it with `ulimit -r {priority}` or CAP_SYS_NICE")
+        degraded.append(
+            f"no SCHED_FIFO {priority} ({_reason(error)}): allow it with `ulimit -r {priority}` or CAP_SYS_NICE"
+        )
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(MCL_CURRENT_AND_FUTURE) != 0:
         degraded.append(f"memory not locked ({os.strerror(ctypes.get_errno())}): allow it with `ulimit -l unlimited`")
@@ -157,7 +159,7 @@ def _upper_edge_ns(bucket: int) -> int:
 
 
 class _Timespec(ctypes.Structure):
-    _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]  # noqa: RUF012
+    _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
 
 
 def _find_clock_nanosleep() -> ctypes._NamedFuncPointer | None:

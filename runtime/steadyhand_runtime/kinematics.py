@@ -15,7 +15,7 @@ import numpy.typing as npt
 F64 = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """A frame in its parent: origin (m), then fixed-axis roll, pitch and yaw (rad), as a URDF states them."""
 
@@ -57,7 +57,7 @@ _BISECTIONS = 14
 _ROLL_ROUNDS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tip:
     """Where the tip is (3,) in metres and how far below the horizontal the gripper points (rad)."""
 
@@ -65,7 +65,7 @@ class Tip:
     pitch_rad: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Solution:
     """Joints (5,) for a tip position, the pitch they achieve, and whether the position is met within 10 um."""
 
@@ -99,7 +99,7 @@ def chain(q_rad: npt.ArrayLike) -> tuple[F64, F64]:
     return origins, rotations
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Planar:
     """The arm at zero joints, seen from its side: (along x, up z) pairs from joint to joint, in metres."""
 
@@ -149,11 +149,11 @@ def tip_pose(q_rad: npt.ArrayLike) -> Tip:
 
 
 def solve(xyz_m: npt.ArrayLike, pitch_rad: float = PITCH_DOWN_RAD) -> Solution:
-    """Joints (5,) that bring the tip to xyz_m (3,) at pitch_rad, or at the steepest pitch below it that five joints hold.
+    """Joints (5,) that bring the tip to xyz_m (3,) at pitch_rad, or at the steepest pitch below it that can be held.
 
-    Pitch is lowered to no less than 20 degrees, to the boundary of what is feasible, so that the joints are a continuous
-    function of a position that moves. Wrist roll follows the pan so that the jaws keep their yaw in the world. A
-    position out of reach gives the nearest pose on the way to it, inside all limits, with `reachable` false.
+    Five joints cannot hold every pitch: it is lowered to no less than 20 degrees, to the boundary of what is feasible,
+    so that joints follow a moving position without jumps. Wrist roll follows the pan so that the jaws keep their yaw
+    in the world. A position out of reach gives a pose near it, inside all limits, with `reachable` false.
     """
     x, y, z = (float(v) for v in np.asarray(xyz_m))
     pan, roll, r, side_met = _aim(x, y)
@@ -191,7 +191,7 @@ def _aim(x: float, y: float) -> tuple[float, float, float, bool]:
 
 
 def _bend(r: float, z: float, up: float, pitch: float) -> tuple[float, float, float, bool]:
-    """Lift, elbow and wrist, elbow up, that hold the tip at (r, z) with this pitch; and whether limits and lengths allow."""
+    """Lift, elbow and wrist, elbow up, for the tip at (r, z) with this pitch; and whether limits and lengths allow."""
     c, s = math.cos(pitch), math.sin(pitch)
     hand_x, hand_z = _ARM.hand[0], _ARM.hand[1] + up
     wx = r - _ARM.shoulder[0] - (c * hand_x + s * hand_z)
@@ -205,10 +205,7 @@ def _bend(r: float, z: float, up: float, pitch: float) -> tuple[float, float, fl
     elbow = bend - (_UPPER_RISE_RAD - _FORE_RISE_RAD)
     wrist = pitch - lift - elbow
     fits = (
-        -1.0 <= cosine <= 1.0
-        and _LO[1] <= lift <= _HI[1]
-        and _LO[2] <= elbow <= _HI[2]
-        and _LO[3] <= wrist <= _HI[3]
+        -1.0 <= cosine <= 1.0 and _LO[1] <= lift <= _HI[1] and _LO[2] <= elbow <= _HI[2] and _LO[3] <= wrist <= _HI[3]
     )
     return lift, elbow, wrist, fits
 

@@ -1,7 +1,7 @@
 """The servos as joints: one combined write and one bounded read per cycle, arming, disarming and yielding.
 
-All arrays are (J,) in the arm's joint order, in rad. Ticks stay in here. Replies carry no sequence number, so after every
-failed read the bus is drained and the order of ids rotated: a late reply can then not pass for a fresh one.
+All arrays are (J,) in the arm's joint order, in rad. Ticks stay in here. Replies carry no sequence number, so after
+every failed read the bus is drained and the order of ids rotated: a late reply can then not pass for a fresh one.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ class Driver:
         for joint, data in zip(self.arm.joints, models):
             model = int.from_bytes(data or b"", "little")
             if model != _TABLE.model_number:
-                raise BusError(f"{joint.name} (id {joint.id}) is model {model}, not an {_TABLE.model} ({_TABLE.model_number})")
+                raise BusError(
+                    f"{joint.name} (id {joint.id}) is model {model}, not an {_TABLE.model} ({_TABLE.model_number})"
+                )
         self.cycle(None, slow=True)
 
     def voltage_trouble(self) -> list[Trouble]:
@@ -162,7 +164,7 @@ class Driver:
         return self._reading(stamp_ns, valid)
 
     def arm_torque(self, torque_limit: F64) -> list[Trouble]:
-        """Energise without a jump: limit low, goal := fresh present, torque on. Returns what went wrong; then nothing holds.
+        """Energise without a jump: limit low, goal := fresh present, torque on. Returns what prevented it.
 
         `torque_limit` (J,) in 0..1 is the low limit to start with; the caller ramps it with `limit_torque`.
         """

@@ -1,7 +1,7 @@
 """The servo bus's packets as pure functions over bytes: building, splitting, checking, sign-magnitude, alarm names.
 
-Instruction: FF FF id length instruction parameters checksum. Status: FF FF id length alarms data checksum. `length` counts
-what follows it; the checksum is the inverted low byte of the sum from id on (Feetech protocol manual, chapter 1).
+Instruction: FF FF id length instruction parameters checksum. Status: FF FF id length alarms data checksum. `length`
+counts what follows it; the checksum is the inverted low byte of the sum from id on (Feetech protocol manual).
 """
 
 from __future__ import annotations
@@ -210,12 +210,16 @@ class BlockReader:
         return True
 
     def sound_blocks(self, data: bytes) -> list[Frame | None]:
-        """The packet of each servo, None where it is missing, damaged, of another length or out of order."""
+        """The packet of each servo, None where it is missing or damaged.
+
+        A packet of another length, of a stranger or out of order belongs to an earlier request: then nothing counts.
+        """
         found: list[Frame | None] = [None] * len(self.ids)
         position = 0
         for frame in split_frames(data)[0]:
-            if frame.id in self.ids[position:] and len(frame.params) == self.size:
-                position = self.ids.index(frame.id, position)
-                found[position] = frame
-                position += 1
+            if frame.id not in self.ids[position:] or len(frame.params) != self.size:
+                return [None] * len(self.ids)
+            position = self.ids.index(frame.id, position)
+            found[position] = frame
+            position += 1
         return found

@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import termios
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import serial
@@ -67,15 +68,15 @@ class SerialTransport:
             self._wake_at(n)
             while missing:
                 left_ns = deadline_ns - self._clock.now_ns()
-                ready = select.select([self._fd], [], [], max(0, left_ns) / NS_PER_S)[0]
-                part = self._read_now(missing)
-                if part:
+                if not self._wait(left_ns) and left_ns > 0:
+                    continue
+                for part in self._available(missing):
                     parts.append(part)
                     missing -= len(part)
-                elif ready:
-                    raise OSError(errno.EIO, "hung up")
                 if left_ns <= 0:
                     break
+                if missing:
+                    self._wake_at(missing)
         except (OSError, termios.error) as error:
             raise self._gone(error) from None
         return b"".join(parts)
@@ -87,9 +88,8 @@ class SerialTransport:
         try:
             self._wake_at(1)
             while (now_ns := self._clock.now_ns()) < min(quiet_from_ns + QUIET_NS, start_ns + DRAIN_LIMIT_NS):
-                wait_s = (quiet_from_ns + QUIET_NS - now_ns) / NS_PER_S
-                if select.select([self._fd], [], [], wait_s)[0]:
-                    dropped += len(self._read_now(4096))
+                if self._wait(quiet_from_ns + QUIET_NS - now_ns):
+                    dropped += sum(len(part) for part in self._available(4096))
                     quiet_from_ns = self._clock.now_ns()
         except (OSError, termios.error) as error:
             raise self._gone(error) from None
@@ -112,11 +112,20 @@ class SerialTransport:
         termios.tcsetattr(self._fd, termios.TCSANOW, attributes)
         self._vmin = vmin
 
-    def _read_now(self, n: int) -> bytes:
-        try:
-            return os.read(self._fd, n)
-        except BlockingIOError:
-            return b""
+    def _wait(self, ns: int) -> bool:
+        return bool(select.select([self._fd], [], [], max(0, ns) / NS_PER_S)[0])
+
+    def _available(self, n: int) -> Iterator[bytes]:
+        """What can be read at once, at most n bytes; the kernel hands a terminal's input out in pieces of 64."""
+        while n > 0:
+            try:
+                part = os.read(self._fd, n)
+            except BlockingIOError:
+                return
+            if not part:
+                raise OSError(errno.EIO, "hung up")
+            yield part
+            n -= len(part)
 
     def _gone(self, error: Exception) -> BusError:
         return BusError(f"{self._port}: the port was lost ({error}): check the USB cable and the arm's power")

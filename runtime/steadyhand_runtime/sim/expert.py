@@ -23,7 +23,7 @@ class Move(str, Enum):
     BACK_UP = "back_up"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HandSettings:
     """The hand's manner. Lengths in metres, angles in rad; speed and noise as shares of the largest action."""
 

@@ -1,9 +1,9 @@
-"""Rendering: one offscreen renderer that draws the scene's cameras for given joint and cube positions."""
+"""Rendering: draws the scene's cameras offscreen, with no display and no graphics card."""
 
 from __future__ import annotations
 
 import atexit
-import ctypes.util
+import ctypes
 import os
 import sys
 import weakref
@@ -17,29 +17,60 @@ from steadyhand_runtime.sim.scene import CAMERA_NAMES, Lamp, SceneSettings, SimE
 U8 = npt.NDArray[np.uint8]
 
 _GL_ADVICE = "install one with: apt-get install libegl1 libgl1-mesa-dri (or: apt-get install libosmesa6)"
+_GL_LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
+_MAX_GEOMS = 100
 
 
 def import_mujoco() -> Any:
-    """MuJoCo, with an offscreen GL chosen before its first import unless MUJOCO_GL says otherwise.
-
-    Without any GL library physics still works and `Eye` explains what to install. Raises SimError when mujoco is missing.
-    """
-    if "mujoco" not in sys.modules and "MUJOCO_GL" not in os.environ and sys.platform.startswith("linux"):
-        if ctypes.util.find_library("EGL"):
-            os.environ["MUJOCO_GL"] = "egl"
-        elif ctypes.util.find_library("OSMesa"):
-            os.environ["MUJOCO_GL"] = "osmesa"
-        elif "DISPLAY" not in os.environ:
-            os.environ["MUJOCO_GL"] = "disable"
+    """MuJoCo. Raises SimError, saying how to install it, when it is missing."""
     try:
         import mujoco
     except ImportError as error:
-        if "mujoco" in str(error) and "No module" in str(error):
-            raise SimError("mujoco is not installed: pip install 'steadyhand[sim]'") from None
-        raise SimError(f"mujoco cannot load its GL library ({error}): {_GL_ADVICE}") from None
-    except (AttributeError, OSError, RuntimeError) as error:
-        raise SimError(f"mujoco cannot load its GL library ({error}): {_GL_ADVICE}") from None
+        raise SimError(f"mujoco cannot be imported ({error}): pip install 'steadyhand[sim]'") from None
     return mujoco
+
+
+def gl_name() -> str:
+    """The offscreen GL to use: what MUJOCO_GL asks for, else EGL, else OSMesa; "native" where the system has its own.
+
+    Raises SimError, saying what to install, when there is none.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if not sys.platform.startswith("linux"):
+        return "native"
+    if asked in _GL_LIBRARIES:
+        return asked
+    if asked in ("disable", "disabled", "off", "false", "0"):
+        raise SimError(f"rendering is switched off by MUJOCO_GL={asked}: unset it, and if no GL is found, {_GL_ADVICE}")
+    for name, files in _GL_LIBRARIES.items():
+        if any(_loads(file) for file in files):
+            return name
+    raise SimError(f"no offscreen GL library found: {_GL_ADVICE}")
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _gl_context(width_px: int, height_px: int) -> Any:
+    """A current GL context. Its kind is chosen here and not by MuJoCo's import, which would want a display."""
+    name = gl_name()
+    try:
+        if name == "egl":
+            from mujoco.egl import GLContext
+        elif name == "osmesa":
+            from mujoco.osmesa import GLContext
+        else:
+            from mujoco import GLContext
+        context = GLContext(width_px, height_px)
+        context.make_current()
+    except Exception as error:  # each GL binding raises kinds of its own
+        raise SimError(f"the GL library {name} does not work here ({error}): {_GL_ADVICE}") from None
+    return context
 
 
 class Eye:
@@ -50,19 +81,28 @@ class Eye:
 
     def __init__(self, settings: SceneSettings) -> None:
         """Raises SimError, saying what to install, when no GL works."""
-        self._mujoco = import_mujoco()
-        self._model = self._mujoco.MjModel.from_xml_string(scene_xml(settings))
-        self._data = self._mujoco.MjData(self._model)
+        self._mujoco = mujoco = import_mujoco()
+        self._model = mujoco.MjModel.from_xml_string(scene_xml(settings))
+        self._data = mujoco.MjData(self._model)
         width, height = settings.image_px
-        try:
-            self._renderer: Any = self._mujoco.Renderer(self._model, height, width)
-        except Exception as error:  # each GL binding raises its own kind
-            raise SimError(f"no GL context can be made ({error}): {_GL_ADVICE}") from None
-        flags = self._renderer.scene.flags
-        flags[self._mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._gl: Any = _gl_context(width, height)
+        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._pixels: U8 = np.empty((height, width, 3), np.uint8)
+        self._scene = mujoco.MjvScene(self._model, maxgeom=_MAX_GEOMS)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
+        self._option, self._nothing = mujoco.MjvOption(), mujoco.MjvPerturb()
+        self._cameras = {name: self._fixed_camera(name) for name in CAMERA_NAMES}
         self.set_lamp(settings.lamp)
-        _open_eyes.add(self)
+        _close_at_exit(self)
+
+    def _fixed_camera(self, name: str) -> Any:
+        camera = self._mujoco.MjvCamera()
+        camera.type = self._mujoco.mjtCamera.mjCAMERA_FIXED
+        camera.fixedcamid = self._model.camera(name).id
+        return camera
 
     def set_lamp(self, lamp: Lamp) -> None:
         """Move and colour the lamp from the next picture on."""
@@ -74,30 +114,43 @@ class Eye:
 
     def render(self, camera_name: str, qpos: npt.NDArray[np.float64]) -> U8:
         """Picture (H, W, 3) of one camera, with MuJoCo's positions qpos (13,): six joints, then the cube's pose."""
-        if camera_name not in CAMERA_NAMES:
+        if camera_name not in self._cameras:
             raise SimError(f"no camera {camera_name!r}: choose one of {', '.join(CAMERA_NAMES)}")
-        if self._renderer is None:
+        if self._gl is None:
             raise SimError("this Eye is closed")
-        if not np.array_equal(self._data.qpos, qpos):
-            self._data.qpos[:] = qpos
-        self._mujoco.mj_kinematics(self._model, self._data)
-        self._mujoco.mj_camlight(self._model, self._data)
-        self._renderer.update_scene(self._data, camera=camera_name)
-        picture: U8 = self._renderer.render()
-        return picture
+        mujoco, model, data = self._mujoco, self._model, self._data
+        data.qpos[:] = qpos
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_camlight(model, data)
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        camera = self._cameras[camera_name]
+        mujoco.mjv_updateScene(model, data, self._option, self._nothing, camera, everything, self._scene)
+        self._gl.make_current()
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
+        # GL counts rows from the bottom.
+        return np.ascontiguousarray(self._pixels[::-1])
 
     def close(self) -> None:
         """Free the GL context; harmless when repeated."""
-        renderer, self._renderer = self._renderer, None
-        if renderer is not None:
-            renderer.close()
+        gl, self._gl = self._gl, None
+        if gl is not None:
+            gl.make_current()
+            self._context.free()
+            gl.free()
 
 
 _open_eyes: weakref.WeakSet[Eye] = weakref.WeakSet()
 
 
-@atexit.register
+def _close_at_exit(eye: Eye) -> None:
+    # EGL registers its end with the first context; what is registered later runs before it, in time to free them.
+    if not _open_eyes:
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+    _open_eyes.add(eye)
+
+
 def _close_all() -> None:
-    # A context left to the interpreter's end makes EGL complain on stderr.
     for eye in list(_open_eyes):
         eye.close()

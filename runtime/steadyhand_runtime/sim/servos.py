@@ -1,8 +1,8 @@
 """Virtual STS3215 servos, byte for byte: `feed(bytes, now_ns) -> replies`, with wire time, EPROM semantics and faults.
 
-Behaviour follows the Feetech manual and memory table v220328 and what was reported of real servos: a goal write turns the
-torque on, present = (raw - homing offset) mod 4096, alarms ride on every reply without refusing anything, an EPROM write
-under lock works until power-off. Speed and acceleration registers are stored; the motion itself is the plant's.
+Behaviour follows the Feetech manual and memory table v220328 and what was reported of real servos: a goal write turns
+the torque on, present = (raw - homing offset) mod 4096, alarms ride on every reply without refusing anything, an EPROM
+write under lock works until power-off. Speed and acceleration registers are stored; the motion is the plant's.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ REPLY_GAP_NS = 50_000  # the real gap is unknown; results are reported against t
 MEMORY_BYTES = 128
 STALL_CURRENT_COUNTS = 415  # 2.7 A at 6.5 mA a count
 VELOCITY_PER_RAD_S = 1.0 / RAD_PER_TICK
+OVERLOAD = int(Alarm.OVERLOAD)
+VOLTAGE = int(Alarm.VOLTAGE)  # plain integers: enum arithmetic costs a microsecond each
 FEEDBACK = struct.Struct("<HHHBBBBBHH")  # registers 56..70 of the memory table
 
 
@@ -151,7 +153,7 @@ class VirtualServo:
     def torque_share(self) -> float:
         """Live torque limit in 0..1; an overload trip leaves the protective torque."""
         share = min(self.word(48), 1000) / 1000.0
-        return share * self.memory[34] / 100.0 if self.alarms & Alarm.OVERLOAD else share
+        return share * self.memory[34] / 100.0 if self.memory[65] & OVERLOAD else share
 
     def power_cycle(self) -> None:
         """Lose everything that is not in EPROM, and every EPROM write that was made under lock."""
@@ -162,7 +164,7 @@ class VirtualServo:
 
     def trip_overload(self) -> None:
         """Latch the overload alarm, as after `protection_time` at `overload_torque`."""
-        self.memory[65] |= Alarm.OVERLOAD
+        self.memory[65] |= OVERLOAD
 
     def write(self, address: int, data: bytes, raw_ticks: int) -> None:
         """What a WRITE does; bytes that may not be written are ignored, and nothing is ever refused."""
@@ -193,7 +195,7 @@ class VirtualServo:
         self.memory[:] = fresh.memory
         self._stored = fresh._stored
 
-    def reply(self, data: bytes | bytearray) -> bytes:
+    def reply(self, data: bytes) -> bytes:
         """A status packet with the present alarms, damaged when told to."""
         memory = self.memory
         servo_id, length, alarms = memory[5], len(data) + 2, memory[65]
@@ -212,7 +214,7 @@ class VirtualServo:
 
     def _torque_written(self, value: int, raw_ticks: int) -> None:
         if value == 0:
-            self.memory[65] &= ~Alarm.OVERLOAD & 0xFF
+            self.memory[65] &= ~OVERLOAD & 0xFF
             self._overloaded_since_ns = None
         elif value == 128:
             offset = raw_ticks % TICKS_PER_TURN - MID_TICKS
@@ -312,7 +314,7 @@ class VirtualChain:
         for servo_id in params[2:]:
             servo = by_id.get(servo_id)
             if servo is not None and not servo.silent:
-                self._send(servo, servo.memory[start:stop], replies)
+                self._send(servo, bytes(servo.memory[start:stop]), replies)
 
     def _sync_write(self, params: bytes) -> None:
         address, size = params[0], params[1]
@@ -322,7 +324,7 @@ class VirtualChain:
             if index is not None and not self.servos[index].silent:
                 self.servos[index].write(address, params[at + 1 : at + 1 + size], self._raw[index])
 
-    def _send(self, servo: VirtualServo, data: bytes | bytearray, replies: list[Reply]) -> None:
+    def _send(self, servo: VirtualServo, data: bytes, replies: list[Reply]) -> None:
         packet = servo.reply(data)
         self._free_ns += self._gap_ns + len(packet) * self._byte_ns
         replies.append(Reply(self._free_ns + servo.late_ns, packet))
@@ -340,10 +342,10 @@ class VirtualChain:
             speed = int(velocities[i])
             memory = servo.memory
             servo.watch_load(load, now_ns)
-            alarms = memory[65] & ~Alarm.VOLTAGE
+            alarms = memory[65] & ~VOLTAGE
             decivolts = int(servo.voltage_v * 10 + 0.5)
             if not memory[15] <= decivolts <= memory[14]:
-                alarms |= Alarm.VOLTAGE
+                alarms |= VOLTAGE
             current = abs(load) * STALL_CURRENT_COUNTS // 1000
             FEEDBACK.pack_into(
                 memory,
@@ -361,9 +363,7 @@ class VirtualChain:
             )
 
     def _drive(self) -> None:
-        goals = [
-            (s.goal_ticks() + s.offset_ticks() - s.mount_ticks - MID_TICKS) * RAD_PER_TICK for s in self.servos
-        ]
+        goals = [(s.goal_ticks() + s.offset_ticks() - s.mount_ticks - MID_TICKS) * RAD_PER_TICK for s in self.servos]
         enabled = np.array([s.torque_on for s in self.servos])
         limits = np.array([s.torque_share() for s in self.servos])
         self._plant.drive(np.array(goals), enabled, limits)

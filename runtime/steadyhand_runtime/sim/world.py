@@ -16,15 +16,15 @@ from steadyhand_runtime.sim.servos import PlantState
 
 F64 = npt.NDArray[np.float64]
 
-# Folded behind the table's work area, jaw open: where the arm stands before anybody arms it.
-REST_RAD = (0.0, -1.0, 0.6, 1.4, -1.52, 0.9)
+# Folded, the fingers' ends on the table: the arm stays there without torque.
+REST_RAD = (0.0, -1.745, 1.674, 1.022, -1.522, 0.0)
 _CUBE_QPOS = slice(6, 13)
 _CUBE_QVEL = slice(6, 12)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TruthState:
-    """What is true in the world. Lengths in metres, world frame; `lifted_m` is the cube's lowest point above the table."""
+    """What is true, in metres in the world's frame; `lifted_m` is the height of the cube's lowest point."""
 
     cube_xyz_m: F64
     cube_yaw_rad: float
@@ -58,6 +58,7 @@ class World:
         self._goals: deque[tuple[int, F64]] = deque()
         self._enabled = np.zeros(6, bool)
         self._limit = np.zeros(6)
+        self._model.actuator_forcerange[:] = 0.0
         self._last_goal = np.array(REST_RAD)
         self.put_arm(REST_RAD)
         self.place_cube()
@@ -72,9 +73,7 @@ class World:
             effort=self._data.actuator_force / STALL_TORQUE_NM,
         )
 
-    def drive(
-        self, goal_rad: npt.ArrayLike, enabled: npt.NDArray[np.bool_], torque_limit: npt.ArrayLike
-    ) -> None:
+    def drive(self, goal_rad: F64, enabled: npt.NDArray[np.bool_], torque_limit: F64) -> None:
         """Goals (6,) rad, which motors have torque (6,), and their torque limits (6,) in 0..1 of stall torque.
 
         Torque and its limit act at once; a changed goal acts after the servos' motion delay, as on the real ones.
@@ -190,7 +189,7 @@ class World:
 
 
 def _square_yaw(turn: F64) -> float:
-    """Yaw of a cube about the vertical, in -45..45 degrees, from the axis of its own that lies flattest along x or y."""
+    """Yaw of a cube about the vertical, in -45..45 degrees, by the flattest of its own axes."""
     flat = int(np.argmin(np.abs(turn[2])))
     yaw = math.atan2(turn[1, flat], turn[0, flat])
     return (yaw + math.pi / 4) % (math.pi / 2) - math.pi / 4

@@ -1,0 +1,54 @@
+"""The reward classifier's network: one small backbone over all cameras and an ensemble of heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+DEFAULT_HEADS = 3
+_CHANNELS = (12, 24, 32, 32)  # per camera, one stride-2 convolution each
+_FEATURES = 96
+_HIDDEN = 32
+
+
+class Classifier(nn.Module):
+    """Probability of success per head from prepared frames.
+
+    Casting, scaling and the calibration temperature are inside, so that the exported graph needs nothing beside it.
+    The cameras share no filters before the fusing layer: their pixels do not correspond.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, frames_shape: tuple[int, int, int, int], heads: int = DEFAULT_HEADS) -> None:
+        """frames_shape is the contract's (cameras, height, width, 3)."""
+        super().__init__()
+        cameras, height, width, colours = frames_shape
+        layers: list[nn.Module] = []
+        inputs = colours
+        for outputs in _CHANNELS:
+            layers += [nn.Conv2d(cameras * inputs, cameras * outputs, 3, stride=2, padding=1, groups=cameras), nn.ReLU()]
+            height, width, inputs = (height + 1) // 2, (width + 1) // 2, outputs
+        self.backbone = nn.Sequential(*layers, nn.Flatten())
+        self.fuse = nn.Sequential(nn.Linear(cameras * inputs * height * width, _FEATURES), nn.LayerNorm(_FEATURES))
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(_FEATURES, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1)) for _ in range(heads)
+        )
+        self.register_buffer("temperature", torch.ones(1))
+
+    def logits(self, frames: Tensor) -> Tensor:
+        """Uncalibrated log-odds (B, heads) of frames (B, cameras, H, W, 3) uint8."""
+        images = frames.permute(0, 1, 4, 2, 3).flatten(1, 2).to(torch.float32) * (1.0 / 127.5) - 1.0
+        features = torch.relu(self.fuse(self.backbone(images)))
+        return torch.cat([head(features) for head in self.heads], dim=1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Calibrated probabilities (B, heads) of frames (B, cameras, H, W, 3) uint8."""
+        return torch.sigmoid(self.logits(frames) / self.temperature)
+
+
+def build(frames_shape: tuple[int, int, int, int], heads: int, seed: int) -> Classifier:
+    """A fresh network whose weights depend on the seed alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Classifier(frames_shape, heads)

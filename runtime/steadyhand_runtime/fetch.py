@@ -1,0 +1,152 @@
+"""Model downloads: notices in, requests out, chunks in; what arrived whole and sound is published in the edge's registry."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass, field
+
+from steadyhand_models import artifact
+from steadyhand_models.artifact import ArtifactError
+from steadyhand_models.messages import Channel, ModelChunk, ModelNotice, ModelRequest
+from steadyhand_models.registry import Registry
+
+from steadyhand_runtime.telemetry import Log
+
+CHUNK_BYTES = 256 << 10
+ATTEMPTS = 3  # downloads of one bundle before it is given up as damaged
+ANSWER_TIMEOUT_NS = 3_000_000_000
+
+
+@dataclass
+class _Download:
+    """One bundle under way."""
+
+    notice: ModelNotice
+    data: bytearray = field(default_factory=bytearray)
+
+
+class Fetcher:
+    """Fetches the newest announced version of each channel, one bundle at a time; no sockets, time is an argument.
+
+    A bundle under way is finished before a newer one is begun, so that a slow network still brings models. An
+    interrupted download goes on where it stopped while the same bundle is offered.
+    """
+
+    def __init__(self, registry: Registry, contract_hash: str, keep: int, log: Log) -> None:
+        self._registry = registry
+        self._contract_hash = contract_hash
+        self._keep = keep
+        self._log = log
+        self._wanted: dict[Channel, ModelNotice] = {}
+        self._download: _Download | None = None
+        self._interrupted: _Download | None = None
+        self._unanswered = 0
+        self._asked_ns: int | None = None
+        self._failures: dict[str, int] = {}  # by sha256
+        self.published = 0
+        self.refused = 0
+
+    def notice(self, notice: ModelNotice) -> None:
+        """Take note of an offer; an old, oversized or repeatedly damaged one is passed over."""
+        if not 0 < notice.size <= artifact.MAX_MODEL_BYTES:
+            self._log.warn("model.refused", channel=notice.channel, version=notice.version, size=notice.size)
+            self.refused += 1
+            return
+        if self._failures.get(notice.sha256, 0) >= ATTEMPTS or notice.version <= self._newest(notice.channel):
+            return
+        self._wanted[notice.channel] = notice
+
+    def request(self, now_ns: int) -> ModelRequest | None:
+        """What to ask for now: the next piece, once, and again when the answer does not come."""
+        if self._asked_ns is not None:
+            if now_ns - self._asked_ns < ANSWER_TIMEOUT_NS:
+                return None
+            self._unanswered += 1
+            if self._unanswered >= ATTEMPTS and self._download is not None:
+                self._log.warn("model.unanswered", channel=self._download.notice.channel)
+                self._download = None
+        if self._download is None:
+            self._download = self._begin()
+        if self._download is None:
+            self._asked_ns = None
+            return None
+        self._asked_ns = now_ns
+        notice = self._download.notice
+        return ModelRequest(notice.channel, notice.version, len(self._download.data))
+
+    def chunk(self, chunk: ModelChunk) -> None:
+        """Add a piece; the last one is followed by the checks and the publication."""
+        download = self._download
+        if download is None or not _continues(download, chunk):
+            self._log.warn(
+                "model.chunk_ignored", every_s=5.0, channel=chunk.channel, version=chunk.version, offset=chunk.offset
+            )
+            return
+        self._asked_ns = None
+        self._unanswered = 0
+        download.data += chunk.data
+        if len(download.data) == download.notice.size:
+            self._download = None
+            self._finish(download.notice, bytes(download.data))
+
+    def interrupted(self) -> None:
+        """The connection is gone, and with it every offer; what has arrived is kept for when it is offered again."""
+        self._wanted.clear()
+        self._interrupted = self._download or self._interrupted
+        self._download = None
+        self._asked_ns = None
+
+    def _begin(self) -> _Download | None:
+        """The next bundle: the classifier first, it is the rarer and the more urgent."""
+        self._unanswered = 0
+        for channel in (Channel.CLASSIFIER, Channel.POLICY):
+            notice = self._wanted.pop(channel, None)
+            if notice is None or notice.version <= self._newest(channel):
+                continue
+            left, self._interrupted = self._interrupted, None
+            return left if left is not None and left.notice == notice else _Download(notice)
+        return None
+
+    def _finish(self, notice: ModelNotice, data: bytes) -> None:
+        try:
+            if hashlib.sha256(data).hexdigest() != notice.sha256:
+                raise ArtifactError("the bundle does not match its announced sha256")
+            made = artifact.unpack(data, self._contract_hash)
+            if (made.manifest.channel, made.manifest.version) != (notice.channel, notice.version):
+                raise ArtifactError(f"the bundle holds {made.manifest.channel.value} v{made.manifest.version}")
+            self._registry.publish(made)
+        except (ArtifactError, OSError) as error:
+            self._give_up(notice, str(error))
+            return
+        self.published += 1
+        self._log.info("model.published", channel=notice.channel, version=notice.version, size=notice.size)
+        self._prune(notice.channel)
+
+    def _give_up(self, notice: ModelNotice, reason: str) -> None:
+        failures = self._failures[notice.sha256] = self._failures.get(notice.sha256, 0) + 1
+        self.refused += 1
+        self._log.error(
+            "model.refused", channel=notice.channel, version=notice.version, attempt=failures, reason=reason
+        )
+        if failures < ATTEMPTS:
+            self._wanted.setdefault(notice.channel, notice)
+
+    def _newest(self, channel: Channel) -> int:
+        under_way = self._download.notice if self._download else None
+        fetching = under_way.version if under_way and under_way.channel is channel else 0
+        return max(fetching, self._registry.newest(channel) or 0)
+
+    def _prune(self, channel: Channel) -> None:
+        for version in self._registry.versions(channel)[: -self._keep]:
+            shutil.rmtree(self._registry.root / channel.value / f"v{version:06d}", ignore_errors=True)
+
+
+def _continues(download: _Download, chunk: ModelChunk) -> bool:
+    """Whether a piece is the next one of this bundle."""
+    notice = download.notice
+    return (
+        (chunk.channel, chunk.version, chunk.offset) == (notice.channel, notice.version, len(download.data))
+        and 0 < len(chunk.data) <= CHUNK_BYTES
+        and len(download.data) + len(chunk.data) <= notice.size
+    )

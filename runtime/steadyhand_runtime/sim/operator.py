@@ -1,0 +1,399 @@
+"""The scripted operator: a person with a keyboard who sees the truth, reacts late and sometimes presses a wrong key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from steadyhand_models.messages import (
+    BusAction,
+    ControlStatus,
+    Drive,
+    EventKind,
+    Mode,
+    OperatorEvent,
+    Truth,
+)
+from steadyhand_models.task import Task
+from steadyhand_runtime.sim.expert import ExpertHand, HandSettings
+from steadyhand_runtime.sim.world import TruthState
+
+F64 = npt.NDArray[np.float64]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+NS = 1_000_000_000
+
+DRIVING = frozenset({Mode.POLICY, Mode.TAKEOVER})
+WAITING = frozenset({Mode.RESET, Mode.HOLD})
+ANY = frozenset(Mode)
+_OPPOSITE = {
+    EventKind.SUCCESS: EventKind.FAILURE,
+    EventKind.FAILURE: EventKind.SUCCESS,
+    EventKind.FALSE_POSITIVE: EventKind.SUCCESS,
+    EventKind.FALSE_NEGATIVE: EventKind.FAILURE,
+}
+
+
+@dataclass(frozen=True)
+class OperatorSettings:
+    """How this person works. Steps are control ticks."""
+
+    demonstrations: Count = 10
+    wander: Count = 3  # demonstrations of nothing, ended as failures: the classifier's easy negatives
+    wander_steps: Annotated[int, Field(gt=0)] = 20
+    takeover_rate: Share = 0.7  # of the episodes that need help
+    patience_lo_steps: Annotated[int, Field(gt=0)] = 20
+    patience_hi_steps: Annotated[int, Field(gt=0)] = 25
+    guide_lo_steps: Annotated[int, Field(gt=0)] = 8
+    guide_hi_steps: Annotated[int, Field(gt=0)] = 20
+    takeovers_per_episode: Count = 2
+    stray_m: Annotated[float, Field(gt=0)] = 0.13
+    reaction_lo_s: Annotated[float, Field(gt=0)] = 0.3
+    reaction_hi_s: Annotated[float, Field(gt=0)] = 0.8
+    verdict_rate: Share = 0.3  # of the episodes that need no word
+    wrong_key_rate: Share = 0.05
+    undo_rate: Share = 0.5  # of the wrong keys
+    demonstrate_again_s: Annotated[float, Field(gt=0)] = 180.0  # waiting that long for a policy earns another one
+    who: str = "script"
+
+    @property
+    def reaction_s(self) -> float:
+        """Mean reaction time: what a measurement of this person would find."""
+        return (self.reaction_lo_s + self.reaction_hi_s) / 2
+
+
+@dataclass
+class OperatorTurn:
+    """What the person did at one tick; `place_cube` asks for the scene to be set anew."""
+
+    events: list[OperatorEvent] = field(default_factory=list)
+    drive: Drive | None = None
+    commands: list[BusAction] = field(default_factory=list)
+    place_cube: bool = False
+
+
+class Purpose(str, Enum):
+    """Why the person drives, or would."""
+
+    DEMONSTRATE = "demonstrate"
+    WANDER = "wander"
+    HELP = "help"
+
+
+@dataclass(frozen=True)
+class _Press:
+    """A key that will be pressed at `due_ns`, unless the mode has left `modes` or the episode has changed by then."""
+
+    due_ns: int
+    kind: EventKind
+    modes: frozenset[Mode]
+    episode: int | None
+    undo_of: str = ""
+    mistaken: bool = False
+
+
+class ReachEstimate:
+    """Where the actions so far have sent the tip, as the control loop counts it; leaks to where the tip really is."""
+
+    LEAK = 0.12
+
+    def __init__(self, task: Task) -> None:
+        self._space = task.workspace
+        self.xyz_m: F64 = np.zeros(3)
+
+    def begin(self, tip_xyz_m: F64) -> None:
+        self.xyz_m = tip_xyz_m.copy()
+
+    def advance(self, action: F64, tip_xyz_m: F64) -> None:
+        """Follow one executed action (4,)."""
+        space = self._space
+        reach = self.xyz_m + space.step_m * action[:3]
+        reach = np.clip(reach, tip_xyz_m - space.leash_m, tip_xyz_m + space.leash_m)
+        reach = np.clip(reach, space.lo_m, space.hi_m)
+        self.xyz_m = reach + self.LEAK * (tip_xyz_m - reach)
+
+
+class ScriptedOperator:
+    """Call `tick` once per control tick. Pure of I/O and clocks; everything random draws from `seed`.
+
+    `session` keeps event ids of two lives with one seed apart.
+    """
+
+    def __init__(self, task: Task, settings: OperatorSettings, seed: int, session: str = "") -> None:
+        self.settings = settings
+        self._task = task
+        self._rng = np.random.default_rng(seed)
+        self._session = session or f"s{seed}"
+        jaw = task.gripper
+        hand = HandSettings(task.workspace.step_m, jaw_open_rad=jaw.open_rad, jaw_closed_rad=jaw.closed_rad)
+        self._hand = ExpertHand(self._rng, hand)
+        self._reach = ReachEstimate(task)
+        self._events = 0
+        self._pending: list[_Press] = []
+        self._asked_ns: dict[str, int] = {}
+        self.demonstrated = 0
+        self.wandered = 0
+        self._mode: Mode | None = None
+        self._purpose = Purpose.DEMONSTRATE
+        self._waypoint: F64 = np.zeros(3)
+        self._waiting_since_ns = 0
+        self._placed_ns: int | None = None
+        self._last_success = False
+        self._new_episode(None)
+
+    def tick(self, now_ns: int, truth: Truth, status: ControlStatus | None) -> OperatorTurn:
+        """What the person does now, given what they see. `truth` is theirs alone."""
+        turn = OperatorTurn()
+        if status is None:
+            return turn
+        seen = _seen(truth)
+        self._follow(now_ns, seen, status)
+        if status.mode is Mode.IDLE:
+            self._ask("arm", now_ns, 2.0, turn, BusAction.ARM)
+        elif status.mode in (Mode.FAULT, Mode.ESTOP):
+            self._ask("clear", now_ns, 3.0, turn, BusAction.CLEAR, BusAction.ARM)
+        elif status.mode in WAITING:
+            self._prepare(now_ns, seen, status, turn)
+        elif status.mode is Mode.POLICY:
+            self._watch(now_ns, seen, turn)
+        else:
+            self._take_over(now_ns, seen, turn)
+        self._press_due(now_ns, status, turn)
+        self._last_success = seen.success
+        return turn
+
+    # What the screen tells
+
+    def _follow(self, now_ns: int, seen: TruthState, status: ControlStatus) -> None:
+        """Notice episodes that began and ended between two looks."""
+        was_driving = self._mode in DRIVING
+        changed = self._episode is not None and status.episode != self._episode
+        if was_driving and (status.mode not in DRIVING or changed):
+            self._episode_ended(now_ns, seen, status)
+        if status.mode in DRIVING and (not was_driving or changed):
+            self._new_episode(status.episode)
+        if status.mode is Mode.TAKEOVER and self._mode is Mode.POLICY:
+            self._takeovers += 1
+        if status.mode in WAITING and self._mode not in WAITING:
+            self._placed_ns = None
+            self._waiting_since_ns = now_ns
+        self._mode = status.mode
+
+    def _new_episode(self, episode: int | None) -> None:
+        settings = self.settings
+        self._episode = episode
+        self._turns = 0
+        self._guided = 0
+        self._takeovers = 0
+        self._success_since: int | None = None
+        self._hopeless_since: int | None = None
+        self._pressed: EventKind | None = None
+        self._helps = bool(self._rng.random() < settings.takeover_rate)
+        self._patience = self._draw_steps(settings.patience_lo_steps, settings.patience_hi_steps)
+        self._guide = self._draw_steps(settings.guide_lo_steps, settings.guide_hi_steps)
+
+    def _episode_ended(self, now_ns: int, seen: TruthState, status: ControlStatus) -> None:
+        """Count demonstrations, and have a word on what the robot did alone."""
+        self._pending = [p for p in self._pending if p.modes is ANY]
+        succeeded = status.last_end.startswith("success")
+        if self._purpose is not Purpose.HELP:
+            self.demonstrated += self._purpose is Purpose.DEMONSTRATE and succeeded
+            self.wandered += self._purpose is Purpose.WANDER
+            return
+        truly = seen.success or self._last_success
+        if self._pressed is not None:
+            return
+        if succeeded and not truly:
+            flag_ns = self._plan(now_ns, EventKind.FALSE_POSITIVE, WAITING)
+            if flag_ns is not None:
+                self._pending.append(_Press(flag_ns + NS // 5, EventKind.FAILURE, WAITING, self._episode))
+        elif succeeded and self._rng.random() < self.settings.wrong_key_rate:
+            self._pending.append(self._mistake(now_ns, EventKind.FALSE_POSITIVE, WAITING))
+        elif status.last_end in _NEEDS_NO_WORD and self._rng.random() < self.settings.verdict_rate:
+            self._plan(now_ns, EventKind.SUCCESS if truly else EventKind.FAILURE, WAITING)
+
+    # Between episodes
+
+    def _prepare(self, now_ns: int, seen: TruthState, status: ControlStatus, turn: OperatorTurn) -> None:
+        """Set the cube once the arm is out of the way; then start what the day's plan says."""
+        if self._placed_ns is None:
+            clear = seen.jaw_rad > 0.5 * self._task.gripper.open_rad and seen.tip_xyz_m[2] > 0.07
+            if clear or status.mode is Mode.HOLD:
+                turn.place_cube = True
+                self._placed_ns = now_ns
+            return
+        if now_ns - self._placed_ns < NS // 2 or status.mode is not Mode.HOLD:
+            return
+        if status.policy_version > 0:
+            if self._task.reset.scene_wait_s == 0 and self._due("scene", now_ns, 1.0):
+                turn.events.append(self._event(now_ns, EventKind.SCENE_READY))
+        elif self._next_collection(now_ns) and self._due("begin", now_ns, 1.0):
+            self._begin_drive(now_ns, seen, turn)
+
+    def _next_collection(self, now_ns: int) -> bool:
+        """Choose what to show the robot; wandering is spread before the last demonstration."""
+        s = self.settings
+        overdue = now_ns - self._waiting_since_ns > s.demonstrate_again_s * NS
+        if self.demonstrated >= s.demonstrations and not overdue:
+            return False
+        wander_due = self.wandered < s.wander and self.demonstrated * s.wander >= self.wandered * s.demonstrations
+        self._purpose = Purpose.WANDER if wander_due else Purpose.DEMONSTRATE
+        return True
+
+    # While the policy drives
+
+    def _watch(self, now_ns: int, seen: TruthState, turn: OperatorTurn) -> None:
+        self._purpose = Purpose.HELP
+        self._turns += 1
+        self._notice_success(now_ns, seen)
+        if self._notice_hopeless(now_ns, seen) or seen.success:
+            return
+        if self._wants_to_help(seen) and self._due("begin", now_ns, 0.5):
+            self._begin_drive(now_ns, seen, turn)
+
+    def _wants_to_help(self, seen: TruthState) -> bool:
+        if not self._helps or self._takeovers >= self.settings.takeovers_per_episode or seen.grasped:
+            return False
+        away_m = float(np.hypot(*(seen.tip_xyz_m - seen.cube_xyz_m)[:2]))
+        strayed = self._turns > 10 and away_m > self.settings.stray_m
+        return strayed or self._turns >= self._patience
+
+    def _notice_success(self, now_ns: int, seen: TruthState) -> None:
+        """Press success a reaction time after it became true, if nobody ended the episode before."""
+        if not seen.success:
+            self._success_since = None
+            self._pending = [p for p in self._pending if p.kind is not EventKind.SUCCESS or p.mistaken]
+        elif self._success_since is None and self._pressed is None:
+            self._success_since = now_ns
+            self._plan(now_ns, EventKind.SUCCESS, DRIVING)
+
+    def _notice_hopeless(self, now_ns: int, seen: TruthState) -> bool:
+        """The cube was pushed where the arm cannot go: press failure. True while that is so."""
+        margin, space = 0.02, self._task.workspace
+        out = any(not lo - margin < v < hi + margin for lo, v, hi in zip(space.lo_m, seen.cube_xyz_m[:2], space.hi_m))
+        if out and self._hopeless_since is None:
+            self._hopeless_since = now_ns
+            self._pending.append(_Press(self._reacted(now_ns), EventKind.FAILURE, DRIVING, self._episode))
+        return out
+
+    # While the person drives
+
+    def _begin_drive(self, now_ns: int, seen: TruthState, turn: OperatorTurn) -> None:
+        self._hand.begin()
+        self._reach.begin(seen.tip_xyz_m)
+        self._guided = 0
+        self._guide = self._draw_steps(self.settings.guide_lo_steps, self.settings.guide_hi_steps)
+        self._waypoint = self._draw_waypoint()
+        turn.events.append(self._event(now_ns, EventKind.TAKEOVER_BEGIN))
+        turn.drive = self._drive(now_ns, seen)
+
+    def _take_over(self, now_ns: int, seen: TruthState, turn: OperatorTurn) -> None:
+        self._guided += 1
+        if self._purpose is Purpose.WANDER:
+            if self._guided == self.settings.wander_steps:
+                self._pending.append(_Press(self._reacted(now_ns), EventKind.FAILURE, DRIVING, self._episode))
+        else:
+            self._notice_success(now_ns, seen)
+        if self._purpose is Purpose.HELP and self._may_release(seen) and self._due("release", now_ns, 0.5):
+            self._turns = 0
+            turn.events.append(self._event(now_ns, EventKind.TAKEOVER_END))
+        turn.drive = self._drive(now_ns, seen)
+
+    def _may_release(self, seen: TruthState) -> bool:
+        held = seen.grasped and self._guided >= self.settings.guide_lo_steps
+        return held or self._guided >= self._guide
+
+    def _drive(self, now_ns: int, seen: TruthState) -> Drive:
+        action = self._wander_action(seen) if self._purpose is Purpose.WANDER else self._hand_action(seen)
+        self._reach.advance(action, seen.tip_xyz_m)
+        return Drive(now_ns, action.astype(np.float32), neutral=False)
+
+    def _hand_action(self, seen: TruthState) -> F64:
+        return self._hand.act(seen, self._reach.xyz_m)
+
+    def _wander_action(self, seen: TruthState) -> F64:
+        """Open-handed drifting from one point in the air to the next."""
+        way = self._waypoint - self._reach.xyz_m
+        if np.linalg.norm(way) < 0.02:
+            self._waypoint = self._draw_waypoint()
+        action = np.full(4, -1.0)
+        action[:3] = np.clip(way / self._task.workspace.step_m, -0.6, 0.6) + self._rng.normal(0.0, 0.05, 3)
+        return np.clip(action, -1.0, 1.0)
+
+    def _draw_waypoint(self) -> F64:
+        lo, hi = np.array(self._task.workspace.lo_m), np.array(self._task.workspace.hi_m)
+        point = self._rng.uniform(lo + 0.2 * (hi - lo), hi - 0.2 * (hi - lo))
+        point[2] = self._rng.uniform(0.06, 0.1)
+        return point
+
+    # Keys
+
+    def _plan(self, now_ns: int, kind: EventKind, modes: frozenset[Mode]) -> int | None:
+        """Press `kind` after a reaction time, or by mistake its opposite; the time, or None when mistaken."""
+        # Whoever demonstrates is not in a hurry: mistakes happen at the robot's pace.
+        if self._purpose is Purpose.HELP and self._rng.random() < self.settings.wrong_key_rate:
+            self._pending.append(self._mistake(now_ns, _OPPOSITE[kind], modes))
+            return None
+        due_ns = self._reacted(now_ns)
+        self._pending.append(_Press(due_ns, kind, modes, self._episode))
+        return due_ns
+
+    def _mistake(self, now_ns: int, kind: EventKind, modes: frozenset[Mode]) -> _Press:
+        return _Press(self._reacted(now_ns), kind, modes, self._episode, mistaken=True)
+
+    def _press_due(self, now_ns: int, status: ControlStatus, turn: OperatorTurn) -> None:
+        waiting = []
+        for press in self._pending:
+            if press.modes is not ANY and (status.mode not in press.modes or press.episode != self._episode):
+                continue
+            if press.due_ns > now_ns:
+                waiting.append(press)
+                continue
+            event = self._event(now_ns, press.kind, press.undo_of)
+            turn.events.append(event)
+            if status.mode in DRIVING and press.modes is not ANY:
+                self._pressed = press.kind
+            if press.mistaken and press.modes is not ANY and self._rng.random() < self.settings.undo_rate:
+                due_ns = self._reacted(now_ns) + NS // 2
+                waiting.append(_Press(due_ns, EventKind.UNDO, ANY, None, event.event_id))
+        self._pending = waiting
+
+    def _event(self, now_ns: int, kind: EventKind, undo_of: str = "") -> OperatorEvent:
+        self._events += 1
+        event_id = f"{self.settings.who}-{self._session}-{self._events}"
+        return OperatorEvent(
+            event_id, kind, now_ns, self.settings.who, "script", self.settings.reaction_s, undo_of=undo_of
+        )
+
+    # Small things
+
+    def _ask(self, what: str, now_ns: int, every_s: float, turn: OperatorTurn, *actions: BusAction) -> None:
+        if self._due(what, now_ns, every_s):
+            turn.commands.extend(actions)
+
+    def _due(self, what: str, now_ns: int, every_s: float) -> bool:
+        """True, at most once per `every_s`: keys are pressed again when nothing came of them."""
+        last_ns = self._asked_ns.get(what)
+        if last_ns is not None and now_ns - last_ns < every_s * NS:
+            return False
+        self._asked_ns[what] = now_ns
+        return True
+
+    def _reacted(self, now_ns: int) -> int:
+        return now_ns + round(self._rng.uniform(self.settings.reaction_lo_s, self.settings.reaction_hi_s) * NS)
+
+    def _draw_steps(self, lo: int, hi: int) -> int:
+        return int(self._rng.integers(lo, max(lo, hi) + 1))
+
+
+_NEEDS_NO_WORD = frozenset({"success", "timeout"})
+
+
+def _seen(truth: Truth) -> TruthState:
+    cube, tip = np.asarray(truth.cube_xyz_m, np.float64), np.asarray(truth.tip_xyz_m, np.float64)
+    return TruthState(cube, 0.0, tip, truth.jaw_rad, truth.lifted_m, truth.grasped, truth.success)

@@ -1,0 +1,156 @@
+"""Fitting a classifier: balanced batches, augmentation, calibration, and scores of replay rows kept per network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from steadyhand_models.nets.classifier import Classifier
+from steadyhand_training.augment import random_shift
+from steadyhand_training.replay import Replay
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+
+SCORE_BATCH = 128
+# Sharpening is left out: held-out frames that all come out right would ask for unlimited certainty.
+TEMPERATURES = np.exp(np.linspace(0.0, np.log(8.0), 40))
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a network is fitted."""
+
+    batch: Annotated[int, Field(ge=8, le=1024)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
+    shift_px: Annotated[int, Field(ge=0, le=16)] = 2
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows of one kind of evidence, by what they show."""
+
+    positive: I64
+    negative: I64
+
+
+def draw(pools: Sequence[Pool], batch: int, rng: np.random.Generator) -> tuple[I64, F32]:
+    """Rows (batch,) and targets (batch,): half of each class, shared evenly among the pools that have it."""
+    half = batch // 2
+    positive = _share([p.positive for p in pools if len(p.positive)], half, rng)
+    negative = _share([p.negative for p in pools if len(p.negative)], batch - half, rng)
+    targets = np.concatenate([np.ones(len(positive), np.float32), np.zeros(len(negative), np.float32)])
+    return np.concatenate([positive, negative]), targets
+
+
+def _share(sources: Sequence[I64], count: int, rng: np.random.Generator) -> I64:
+    if not sources:
+        raise ValueError("no frames of one class to draw from")
+    pick = rng.integers(0, len(sources), count)
+    return np.array([sources[i][rng.integers(0, len(sources[i]))] for i in pick], np.int64)
+
+
+def augment(frames: U8, settings: FitSettings, rng: np.random.Generator) -> U8:
+    """Frames (B, C, H, W, 3) with small random shifts and a random gain per picture."""
+    moved = random_shift(frames, settings.shift_px, rng) if settings.shift_px else frames
+    gain = rng.uniform(1 - settings.brightness, 1 + settings.brightness, (*frames.shape[:2], 1, 1, 1))
+    return np.clip(moved * gain.astype(np.float32), 0, 255).astype(np.uint8)
+
+
+class Fit:
+    """One network while it is fitted; a champion's copy, so that the champion stays as it is."""
+
+    def __init__(self, net: Classifier, settings: FitSettings) -> None:
+        self.net = copy.deepcopy(net)
+        self.net.temperature.fill_(1.0)
+        self._settings = settings
+        self._optimiser = torch.optim.AdamW(
+            self.net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+
+    def step(self, frames: U8, targets: F32, heads: Bool) -> float:
+        """One update on frames (B, C, H, W, 3) and targets (B,); `heads` (B, H) says which heads learn from which.
+
+        Returns the loss before it.
+        """
+        eps = self._settings.smoothing
+        want = torch.from_numpy(targets * (1 - 2 * eps) + eps)[:, None].expand(-1, heads.shape[1])
+        weight = torch.from_numpy(heads.astype(np.float32))
+        self.net.train()
+        logits = self.net.logits(torch.from_numpy(frames))
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, want, reduction="none")
+        loss = (each * weight).sum() / weight.sum().clamp_min(1.0)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimiser.step()
+        return float(loss.detach())
+
+
+def log_odds(net: Classifier, frames: U8) -> F32:
+    """Uncalibrated log-odds (N, heads) of frames (N, C, H, W, 3)."""
+    net.eval()
+    with torch.inference_mode():
+        parts = [
+            net.logits(torch.from_numpy(frames[i : i + SCORE_BATCH])).numpy()
+            for i in range(0, len(frames), SCORE_BATCH)
+        ]
+    return np.concatenate(parts) if parts else np.zeros((0, len(net.heads)), np.float32)
+
+
+def temperature(logits: F32, targets: F32) -> float:
+    """The temperature of TEMPERATURES with the least class-balanced log loss of logits (N, heads), targets (N,).
+
+    Temperature scaling after Guo et al. 2017.
+    """
+    sign = np.where(targets > 0.5, 1.0, -1.0)[:, None]
+    counts = [max(int((targets > 0.5).sum()), 1), max(int((targets <= 0.5).sum()), 1)]
+    weight = np.where(targets > 0.5, 1.0 / counts[0], 1.0 / counts[1])[:, None]
+    losses = [float((weight * np.logaddexp(0.0, -sign * logits / t)).sum()) for t in TEMPERATURES]
+    return float(TEMPERATURES[int(np.argmin(losses))])
+
+
+class Scores:
+    """Probabilities of replay rows under one calibrated network, computed once per row when first asked for."""
+
+    def __init__(self, net: Classifier, replay: Replay) -> None:
+        self.net = net
+        self._replay = replay
+        self._known = np.zeros(0, np.bool_)
+        self._probabilities = np.zeros((0, len(net.heads)), np.float32)
+
+    def of(self, rows: I64) -> F32:
+        """Probabilities (N, heads) of rows (N,)."""
+        self._reach(self._replay.size)
+        missing = rows[~self._known[rows]]
+        for i in range(0, len(missing), SCORE_BATCH):
+            part = missing[i : i + SCORE_BATCH]
+            logits = log_odds(self.net, self._replay.frames[part])
+            scaled = logits / self.net.temperature.numpy()
+            self._probabilities[part] = 1.0 / (1.0 + np.exp(-np.clip(scaled, -60.0, 60.0)))
+            self._known[part] = True
+        return self._probabilities[rows]
+
+    def missing(self) -> I64:
+        """Rows of the replay that have no score yet."""
+        self._reach(self._replay.size)
+        return np.flatnonzero(~self._known[: self._replay.size])
+
+    def _reach(self, rows: int) -> None:
+        more = rows - len(self._known)
+        if more > 0:
+            more = max(more, len(self._known) // 2)
+            self._known = np.concatenate([self._known, np.zeros(more, np.bool_)])
+            empty = np.zeros((more, self._probabilities.shape[1]), np.float32)
+            self._probabilities = np.concatenate([self._probabilities, empty])

@@ -1,0 +1,214 @@
+"""Replay: every recorded step once, as arrays by row, and the sampling of transitions from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from steadyhand_models.contract import Contract
+from steadyhand_models.messages import EndReason, Source, Step
+from steadyhand_models.reward import Outcome
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+SOURCES = tuple(Source)
+GUIDED = (SOURCES.index(Source.DEMONSTRATION), SOURCES.index(Source.TAKEOVER))
+FIRST_ROWS = 1024
+GROWTH = 1.5
+NO_ROW = -1
+ARRAYS = (
+    "frames",
+    "state",
+    "action",
+    "has_action",
+    "source",
+    "stamp_ns",
+    "episode",
+    "seq",
+    "policy_version",
+    "classifier_version",
+    "next_row",
+    "reward",
+    "terminal",
+    "usable",
+)
+
+
+class ReplayFull(RuntimeError):
+    """No room for another step; the message names the setting."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B transitions by row. `discount_mask` is 0 where the transition is terminal, 1 where it is bootstrapped."""
+
+    rows: I64
+    next_rows: I64
+    action: F32  # (B, A)
+    reward: F32  # (B,)
+    discount_mask: F32  # (B,)
+    guided: Bool  # (B,) the action was a person's
+
+
+class Replay:
+    """Struct of arrays with one row for each step; `next_row` links the steps of an episode.
+
+    A transition is a row with an action whose next step of the same episode is present. It can be sampled once an
+    outcome has said what it is worth.
+    """
+
+    def __init__(self, contract: Contract, capacity: int) -> None:
+        self.contract = contract
+        self.capacity = capacity
+        self.size = 0
+        self._episode_rows: dict[int, list[int]] = {}
+        self._ended: dict[int, EndReason] = {}
+        self._pools: tuple[I64, I64] | None = None
+        rows = min(FIRST_ROWS, capacity)
+        self.frames = np.zeros((rows, *contract.frames_shape), np.uint8)
+        self.state = np.zeros((rows, len(contract.state)), np.float32)
+        self.action = np.zeros((rows, len(contract.action)), np.float32)
+        self.has_action = np.zeros(rows, np.bool_)
+        self.source = np.zeros(rows, np.int8)
+        self.stamp_ns = np.zeros(rows, np.int64)
+        self.episode = np.zeros(rows, np.int64)
+        self.seq = np.zeros(rows, np.int64)
+        self.policy_version = np.zeros(rows, np.int64)
+        self.classifier_version = np.zeros(rows, np.int64)
+        self.next_row = np.zeros(rows, np.int64)
+        self.reward = np.zeros(rows, np.float32)
+        self.terminal = np.zeros(rows, np.bool_)
+        self.usable = np.zeros(rows, np.bool_)
+
+    def append(self, step: Step) -> int:
+        """Store one step and return its row. Steps of an episode come in order; a gap breaks the link, not the episode.
+
+        Raises ValueError for a step of another contract, or one that repeats or goes back within its episode, or
+        continues an ended one; ReplayFull at capacity.
+        """
+        before = self._check(step)
+        if self.size == self.capacity:
+            raise ReplayFull(f"replay holds its {self.capacity} steps; raise learner.replay_capacity")
+        if self.size == len(self.seq):
+            self._grow()
+        row = self.size
+        self._write(row, step)
+        if before is not None and self.seq[before] + 1 == step.seq:
+            self.next_row[before] = row
+        self._episode_rows.setdefault(step.episode, []).append(row)
+        if step.end is not None:
+            self._ended[step.episode] = step.end
+        self.size += 1
+        return row
+
+    def rows(self, episode: int) -> I64:
+        """All rows (T,) of an episode in order; empty when it is unknown."""
+        return np.array(self._episode_rows.get(episode, []), np.int64)
+
+    @property
+    def episodes(self) -> list[int]:
+        """Every episode that has a step, in order of arrival."""
+        return list(self._episode_rows)
+
+    def ended(self, episode: int) -> EndReason | None:
+        """Why an episode ended, or None while it is open."""
+        return self._ended.get(episode)
+
+    def set_outcome(self, episode: int, outcome: Outcome) -> None:
+        """Write what the actions of an episode's T rows are worth; the outcome is of its T - 1 pairs of frames.
+
+        Raises ValueError when it is of another length.
+        """
+        rows = self.rows(episode)
+        if len(outcome.reward) != max(len(rows) - 1, 0):
+            raise ValueError(f"episode {episode}: outcome of {len(outcome.reward)} actions for {len(rows)} frames")
+        if not len(rows):
+            return
+        acted = rows[:-1]
+        self.reward[acted] = outcome.reward
+        self.terminal[acted] = outcome.terminal
+        self.usable[acted] = outcome.usable & self.has_action[acted] & (self.next_row[acted] != NO_ROW)
+        self._pools = None
+
+    def sample(self, batch: int, rng: np.random.Generator) -> Batch:
+        """B transitions: half from demonstrations and takeovers, half from everything. Raises ValueError when empty."""
+        guided, everything = self._transition_pools()
+        if not len(everything):
+            raise ValueError("replay has no transition to sample yet")
+        half = batch // 2 if len(guided) else 0
+        rows = np.concatenate([_draw(guided, half, rng), _draw(everything, batch - half, rng)])
+        return Batch(
+            rows=rows,
+            next_rows=self.next_row[rows],
+            action=self.action[rows],
+            reward=self.reward[rows],
+            discount_mask=1.0 - self.terminal[rows].astype(np.float32),
+            guided=np.isin(self.source[rows], GUIDED),
+        )
+
+    @property
+    def transitions(self) -> int:
+        """How many transitions can be sampled."""
+        return len(self._transition_pools()[1])
+
+    def guided_rows(self) -> I64:
+        """Rows whose action was a person's, whatever they are worth."""
+        known = slice(0, self.size)
+        return np.flatnonzero(self.has_action[known] & np.isin(self.source[known], GUIDED))
+
+    def _transition_pools(self) -> tuple[I64, I64]:
+        if self._pools is None:
+            everything = np.flatnonzero(self.usable[: self.size])
+            self._pools = everything[np.isin(self.source[everything], GUIDED)], everything
+        return self._pools
+
+    def _check(self, step: Step) -> int | None:
+        """The row before this step, or None at the first step of an episode."""
+        where = f"episode {step.episode} step {step.seq}"
+        if step.contract != self.contract.hash:
+            raise ValueError(f"{where}: contract {step.contract}, this replay has {self.contract.hash}")
+        if step.frames.shape != self.contract.frames_shape or len(step.state) != len(self.contract.state):
+            raise ValueError(f"{where}: frames {step.frames.shape} and state {step.state.shape} do not fit the contract")
+        if not np.isfinite(step.state).all():
+            raise ValueError(f"{where}: state is not finite")
+        if step.executed is not None and (
+            step.executed.shape != (len(self.contract.action),) or not np.isfinite(step.executed).all()
+        ):
+            raise ValueError(f"{where}: executed action {step.executed} does not fit the contract")
+        if step.episode in self._ended:
+            raise ValueError(f"{where}: the episode has ended")
+        rows = self._episode_rows.get(step.episode)
+        if rows and self.seq[rows[-1]] >= step.seq:
+            raise ValueError(f"{where}: does not follow step {self.seq[rows[-1]]}")
+        return rows[-1] if rows else None
+
+    def _write(self, row: int, step: Step) -> None:
+        self.frames[row] = step.frames
+        self.state[row] = step.state
+        if step.executed is not None:
+            # A projection against the leash can exceed a full action; the actor cannot.
+            self.action[row] = np.clip(step.executed, -1.0, 1.0)
+        self.has_action[row] = step.executed is not None
+        self.source[row] = SOURCES.index(step.source)
+        self.stamp_ns[row] = step.stamp_ns
+        self.episode[row] = step.episode
+        self.seq[row] = step.seq
+        self.policy_version[row] = step.policy_version
+        self.classifier_version[row] = step.classifier_version
+        self.next_row[row] = NO_ROW
+
+    def _grow(self) -> None:
+        rows = min(int(len(self.seq) * GROWTH), self.capacity)
+        for name in ARRAYS:
+            old = getattr(self, name)
+            new = np.zeros((rows, *old.shape[1:]), old.dtype)
+            new[: self.size] = old[: self.size]
+            setattr(self, name, new)
+
+
+def _draw(pool: I64, count: int, rng: np.random.Generator) -> I64:
+    return pool[rng.integers(0, len(pool), count)] if count else np.zeros(0, np.int64)
