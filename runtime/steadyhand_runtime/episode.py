@@ -60,7 +60,9 @@ class Episode:
     `target_m` (3,) is where the tip has been sent and `gripper` where the jaw has, both kept by whoever projects.
     """
 
-    def __init__(self, run: str, number: int, contract: str, first: Observation, gripper: float, collected: bool) -> None:
+    def __init__(
+        self, run: str, number: int, contract: str, first: Observation, gripper: float, collected: bool
+    ) -> None:
         self.run, self.number, self.contract = run, number, contract
         self.started_ns = first.stamp_ns
         self.collected = collected  # driven by a person from the start, because there is no policy

@@ -45,7 +45,7 @@ class Situation:
 
 @dataclass(slots=True)
 class Wishes:
-    """What the operator asked for in one tick. `success` ends an episode as one, at once or after a demonstration's hold."""
+    """What the operator asked for in one tick. `success` ends an episode as one; a demonstration is held first."""
 
     takeover: bool = False
     release: bool = False

@@ -1,4 +1,4 @@
-"""Model downloads: notices in, requests out, chunks in; what arrived whole and sound is published in the edge's registry."""
+"""Model downloads: notices in, requests out, chunks in; what arrived whole is published in the edge's registry."""
 
 from __future__ import annotations
 

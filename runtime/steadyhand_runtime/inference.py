@@ -131,7 +131,8 @@ def load(artifact: Artifact, contract: Contract, providers: Sequence[str] = CPU)
     return model
 
 
-def _session(artifact: Artifact, providers: Sequence[str]) -> Any:
+def import_onnxruntime() -> Any:
+    """onnxruntime, imported. Raises UserError when it is missing, or when two distributions of it are installed."""
     doubled = two_onnxruntimes()
     if doubled:
         raise UserError(doubled)
@@ -139,6 +140,11 @@ def _session(artifact: Artifact, providers: Sequence[str]) -> Any:
         import onnxruntime
     except ImportError:
         raise UserError("onnxruntime is not installed: pip install 'steadyhand[edge]'") from None
+    return onnxruntime
+
+
+def _session(artifact: Artifact, providers: Sequence[str]) -> Any:
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -1,4 +1,4 @@
-"""The link: carries the spool's records to the trainer and the trainer's models to this machine, across every outage."""
+"""The link: carries the spool's records to the trainer, and the trainer's models here, across every outage."""
 
 from __future__ import annotations
 
@@ -135,8 +135,10 @@ class Link:
         }
 
     def close(self) -> None:
-        self._shut()
-        self._context.term()
+        """Leave the trainer; harmless when repeated. The spool stays open."""
+        if not self._socket.closed:
+            self._shut()
+            self._context.term()
 
     # -- the connection --------------------------------------------------------------------------------------------
 
@@ -264,7 +266,8 @@ class Link:
             try:
                 if len(parts) != 1:
                     raise wire.WireError(f"{len(parts)} parts where one was expected")
-                self._take(wire.decode(parts[0], Welcome, Refused, Ack, Credit, ModelNotice, ModelChunk))
+                message: Any = wire.decode(parts[0], Welcome, Refused, Ack, Credit, ModelNotice, ModelChunk)
+                self._take(message)
             except wire.WireError as error:
                 self.bad_messages += 1
                 self._log.warn("link.bad_message", every_s=5.0, reason=error)
@@ -284,6 +287,8 @@ class Link:
             self._turned_away(message.reason)
 
     def _accepted(self, welcome: Welcome) -> None:
+        if self._welcomed:
+            return  # the answer to a second Hello that crossed the first answer
         last = self._spool.last_number
         if welcome.run != self._run:
             self._turned_away(f"the trainer works on run {welcome.run!r}, this edge on {self._run!r}")
@@ -296,12 +301,22 @@ class Link:
         self.acked = self.sent = welcome.acked
         self._progress_ns = self._now_ns()
         self._spool.trim(self.acked)
+        if welcome.acked < self._spool.trimmed:
+            self._log.error(
+                "link.journal_lost_records",
+                first=welcome.acked + 1,
+                last=self._spool.trimmed,
+                reason="the trainer had acknowledged them: was its journal replaced?",
+            )
         self._log.info("link.connected", address=self._settings.address, acked=self.acked, to_send=last - self.acked)
 
     def _turned_away(self, reason: str) -> None:
-        self._welcomed = False
-        self.refused = reason
-        self._hello_due_ns = self._now_ns() + REFUSED_PERIOD_NS
+        """Introduce ourselves again later: soon to a trainer that forgot a known edge, else when somebody mended it."""
+        forgotten, self._welcomed = self._welcomed, False
+        self._fetcher.interrupted()
+        self._hello_due_ns = self._now_ns() + (HELLO_PERIOD_NS if forgotten else REFUSED_PERIOD_NS)
+        if not forgotten:
+            self.refused = reason
         self._log.error("link.refused", every_s=30.0, address=self._settings.address, reason=reason)
 
     def _acknowledged(self, number: int) -> None:
@@ -352,7 +367,7 @@ def main(argv: Sequence[str]) -> int:
             time.sleep(POLL_MS / 1e3)
         if stats.due(now_ns := time.monotonic_ns()):
             stats.write(link.figures(), now_ns)
-    complete = link.drain(settings.link.drain_s)
+    complete = link.drain(settings.link.drain_s if link.connected else 0.0)
     log.info("link.stopped", complete=complete, kept=spool.last_number - link.acked)
     stats.write(link.figures(), time.monotonic_ns())
     link.close()

@@ -24,7 +24,7 @@ class Facts:
 
 
 def next_mode(mode: Mode, facts: Facts) -> Mode:
-    """The mode after this tick. Nothing moves by itself after a fault or an emergency stop: a person resumes or re-arms."""
+    """The mode after this tick. After a fault or an emergency stop nothing moves until a person resumes or re-arms."""
     if facts.estopped:
         return Mode.ESTOP
     if facts.faulted:

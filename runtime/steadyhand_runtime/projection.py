@@ -38,7 +38,7 @@ class Projection:
     def project(self, action: F32, target_m: F64, tip_m: F64) -> Projected:
         """Move the target by action (A,), kept within the leash about the measured tip and within the workspace.
 
-        target_m (3,) is the target so far, tip_m (3,) the measured tip. Raises ValueError on an action that is not finite.
+        target_m (3,) is the target so far, tip_m (3,) the measured tip. Raises ValueError on a non-finite action.
         """
         if not np.isfinite(action).all():
             raise ValueError("action is not finite")

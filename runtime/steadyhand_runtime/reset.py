@@ -1,4 +1,4 @@
-"""The reset motion: raise the tip clear of the table, then move the joints to the reset pose, and verify the arrival."""
+"""The reset motion: raise the tip off the table, move the joints to the reset pose, and verify the arrival."""
 
 from __future__ import annotations
 

@@ -77,6 +77,13 @@ class Spool:
         return int(row[0]) if row else 0
 
     @property
+    def trimmed(self) -> int:
+        """Records up to this number are no longer kept."""
+        with self._lock, self._clear_errors():
+            row = self._db.execute("SELECT min(number) FROM records").fetchone()
+        return self.last_number if row[0] is None else int(row[0]) - 1
+
+    @property
     def pending(self) -> int:
         """Records that are kept."""
         with self._lock, self._clear_errors():

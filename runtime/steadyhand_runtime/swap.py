@@ -176,7 +176,8 @@ class Standby:
     def _check(self, artifact: Artifact, channel: Channel, version: int) -> None:
         manifest = artifact.manifest
         if (manifest.channel, manifest.version) != (channel, version):
-            raise ArtifactError(f"{channel.value} v{version}: its manifest says {manifest.channel.value} v{manifest.version}")
+            claim = f"{manifest.channel.value} v{manifest.version}"
+            raise ArtifactError(f"{channel.value} v{version}: its manifest says {claim}")
         verify(artifact, self._contract.hash)
         if manifest.sha256 in self._quarantine:
             raise ArtifactError(f"{channel.value} v{version}: in quarantine since it failed on this robot")
@@ -225,7 +226,9 @@ class Models:
             self._records.append(replace(swap, missed_ticks=pace.missed - missed_before))
         self._unsettled = []
         for refusal in self._standby.refusals():
-            self._records.append(self._record(SwapOutcome.REFUSED, refusal.channel, refusal.version, refusal.reason, refusal.build_s))
+            self._records.append(
+                self._record(SwapOutcome.REFUSED, refusal.channel, refusal.version, refusal.reason, refusal.build_s)
+            )
         if policy_free:
             self._swap(Channel.POLICY, self.policy, pace)
         if episode_free:

@@ -4,40 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
-
 from steadyhand_models import reward
 from steadyhand_models.artifact import Artifact, Manifest, digest
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel, Label, LabelKind
 from steadyhand_models.nets import classifier, export
 from steadyhand_models.task import Task
+
 from steadyhand_training import fitting, gate
+from steadyhand_training.evidence import Evidence
 from steadyhand_training.fitting import Fit, FitSettings, Pool, Scores
-from steadyhand_training.gate import GateSettings, Judged, Trial
+from steadyhand_training.gate import GateSettings, Judged, Quality, Trial
 from steadyhand_training.labels import Ledger
 from steadyhand_training.replay import Replay
 
-I8 = npt.NDArray[np.int8]
-I64 = npt.NDArray[np.int64]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
 # Largest difference between runtimes that a probability may show.
 TOLERANCE = 1e-4
-FLAGS = (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
+GOLDEN_FRAMES = 8
 
 
 class CorrectionError(RuntimeError):
-    """The classifier cannot be fitted from what was collected; the message says what is missing."""
+    """The classifier cannot be fitted or restored; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -48,32 +47,35 @@ class CorrectionSettings:
     heads: Annotated[int, Field(ge=1, le=16)] = classifier.DEFAULT_HEADS
     pessimism: Annotated[float, Field(ge=0, le=5)] = 1.0
     first_batches: Count = 200
-    candidate_batches: Count = 60
-    attempts: Annotated[int, Field(ge=1, le=10)] = 3  # a candidate that the gate refuses is trained on, this often
+    candidate_batches: Count = 50
+    attempts: Annotated[int, Field(ge=1, le=10)] = (
+        3  # a refused candidate is trained on, this often in all
+    )
     held_out_every: Annotated[int, Field(ge=2, le=100)] = 4
     recent_episodes: Count = 20
-    quiet_labels: Count = 5  # labels that agree with the classifier start a candidate only in such numbers
+    least_steps: Annotated[int, Field(ge=0, le=100_000)] = 40  # recorded steps from one candidate to the next
+    quiet_labels: Count = 8  # labels that agree with the classifier start a candidate only in such numbers
     fit: FitSettings = field(default_factory=FitSettings)
     gate: GateSettings = field(default_factory=GateSettings)
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """A classifier that took over, and what that changed. `flip_rate` is the share of stored rewards that changed."""
+    """A classifier that took over, its held-out quality, and how many of the stored rewards it changed."""
 
     version: int
     previous: int
     threshold: float
     flipped: int
     actions: int
-    quality: gate.Quality
+    quality: Quality
 
     @property
     def flip_rate(self) -> float:
         return self.flipped / self.actions if self.actions else 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Standing:
     """One calibrated network with its scores and its rule."""
 
@@ -98,6 +100,7 @@ class Correction:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
+        self.evidence = Evidence(replay, ledger, settings.held_out_every)
         self.version = 0
         self.promotions = 0
         self.rejections = 0
@@ -105,16 +108,14 @@ class Correction:
         self.last_promotion: Promotion | None = None
         self._contract, self._task, self._replay, self._ledger = contract, task, replay, ledger
         self._clock = clock
+        self._exporter = export.Exporter()
         self._seed = seed
-        self._rng = np.random.default_rng([seed, 0xC1A55])
+        self._rng = np.random.default_rng([seed, 1])
         self._champion: _Standing | None = None
-        self._train_quality = gate.judge((), self.rule)
-        self._held_out: dict[int, bool] = {}
-        self._anchors: list[int] = []
-        self._flagged: list[int] = []
-        self._fresh: list[int] = []
+        self._taught_accuracy = 0.0
         self._waiting: list[int] = []
         self._quiet = 0
+        self._begun_at: int | None = None
         self._course: Generator[None, None, Promotion | None] | None = None
 
     # -- what is in force ------------------------------------------------------------------------------------------
@@ -122,21 +123,23 @@ class Correction:
     @property
     def rule(self) -> reward.Rule:
         """How the champion's probabilities become success."""
-        if self._champion is not None:
-            return self._champion.rule
-        return reward.Rule(0.5, self._task.debounce_frames, self.settings.pessimism)
+        return self._champion.rule if self._champion else self._rule_of(0.5)
 
     @property
     def threshold(self) -> float:
         return self.rule.threshold
 
+    @property
+    def busy(self) -> bool:
+        """Whether a candidate is being grown."""
+        return self._course is not None
+
     def outcomes(self, episode: int) -> reward.Outcome:
         """Reward, terminal and usable of an episode's actions, under the champion and the labels as they stand."""
-        rows = self._replay.rows(episode)
         labels = self._ledger.frame_labels(episode, self._replay)
         lower = None
         if self._champion is not None:
-            lower = reward.lower_bound(self._champion.scores.of(rows), self.rule.pessimism)
+            lower = reward.lower_bound(self._champion.scores.of(self._replay.rows(episode)), self.rule.pessimism)
             if not self.settings.correct:
                 labels = np.zeros_like(labels)
         return reward.outcome(reward.success_frames(lower, labels, self.rule), self._replay.ended(episode))
@@ -144,7 +147,7 @@ class Correction:
     def settle(self, episodes: Sequence[int] | None = None) -> tuple[int, int]:
         """Write the outcomes of these episodes (of all ended ones) into the replay: (rewards changed, actions)."""
         flipped = actions = 0
-        for episode in self._ended() if episodes is None else episodes:
+        for episode in self.evidence.ended() if episodes is None else episodes:
             acted = self._replay.rows(episode)[:-1]
             outcome = self.outcomes(episode)
             flipped += int((self._replay.reward[acted] != outcome.reward).sum())
@@ -154,35 +157,35 @@ class Correction:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What is known of the champion and of the candidates so far."""
-        known = {
+        """What is known of the champion, and how candidates fared."""
+        known: dict[str, float] = {
             "version": self.version,
             "threshold": self.threshold,
             "promotions": self.promotions,
             "rejections": self.rejections,
-            "flagged_episodes": len(self._flagged),
             "labels": len(self._ledger),
+            "flags": len(self._ledger.flags()),
+            "review": len(self.evidence.review),
         }
-        if self.last_promotion is not None:
+        if self._champion is not None and self.last_promotion is not None:
             quality = self.last_promotion.quality
             known |= {
-                "train_balanced_accuracy": self._train_quality.balanced_accuracy,
+                "temperature": float(self._champion.scores.net.temperature),
+                "taught_balanced_accuracy": self._taught_accuracy,
                 "held_out_balanced_accuracy": quality.balanced_accuracy,
-                "held_out_false_episodes": quality.false,
                 "held_out_refuted_episodes": quality.refuted,
+                "held_out_false_episodes": quality.false,
                 "held_out_false_bound": quality.false_bound,
                 "held_out_recall": quality.recall,
                 "flip_rate": self.last_promotion.flip_rate,
             }
-        if self._champion is not None:
-            known["temperature"] = float(self._champion.scores.net.temperature)
         return {name: float(value) for name, value in known.items()}
 
     def artifact(self, version: int) -> Artifact:
         """The champion, exported and checked. Raises ExportError when the graph does not repeat the network."""
-        champion = self._standing()
-        rows = np.unique(np.linspace(0, self._replay.size - 1, 8).astype(np.int64))
-        model, golden = export.classifier(champion.scores.net, self._contract, self._replay.frames[rows])
+        champion = self._in_force()
+        rows = np.unique(np.linspace(0, self._replay.size - 1, GOLDEN_FRAMES).astype(np.int64))
+        model, golden = self._exporter.classifier(champion.scores.net, self._contract, self._replay.frames[rows])
         manifest = Manifest(
             channel=Channel.CLASSIFIER,
             version=version,
@@ -200,123 +203,110 @@ class Correction:
         )
         return Artifact(manifest, model, golden)
 
-    # -- first fit -------------------------------------------------------------------------------------------------
+    # -- growing ---------------------------------------------------------------------------------------------------
 
     def first_fit(self, progress: Callable[[float], None] = lambda share: None) -> Promotion:
-        """Fit the first classifier from every ended, labelled episode and put it in force.
+        """Fit the first classifier from every ended, labelled episode and put it in force; progress in 0..1.
 
-        Raises CorrectionError when either class has no frames to learn from or none to be judged by.
+        Raises CorrectionError when either class has no frames to learn from, or none to be judged by.
         """
-        self._anchors = self._labelled()
-        for episode in self._anchors:
-            self._assign(episode)
-        pool = self._pool([e for e in self._anchors if not self._held_out[e]])
-        judged = self._pool([e for e in self._anchors if self._held_out[e]])
-        for name, rows in (("success", pool.positive), ("no success", pool.negative)):
-            if not len(rows):
-                raise CorrectionError(f"no frame of {name} to learn from; demonstrate, and press success at its end")
+        self.evidence.anchor()
+        taught = self.evidence.pool(self.evidence.taught())
+        judged = self.evidence.pool(self.evidence.held_out())
+        if not len(taught.positive) or not len(taught.negative):
+            raise CorrectionError("no frames of success, or none without, to learn from; demonstrate and press success")
         if not len(judged.positive) or not len(judged.negative):
             raise CorrectionError("no episode is left to judge the classifier by; give at least two demonstrations")
         fit = Fit(classifier.build(self._contract.frames_shape, self.settings.heads, self._seed), self.settings.fit)
         for i in range(self.settings.first_batches):
-            self._step(fit, [pool])
+            self._step(fit, [taught])
             progress((i + 1) / self.settings.first_batches)
-        standing = self._calibrated(fit)
-        for _ in self._put_in_force(standing):
-            pass
-        return self._standing_promotion()
-
-    # -- correction ------------------------------------------------------------------------------------------------
+        growth = self._put_in_force(self._calibrated(fit))
+        while True:
+            try:
+                next(growth)
+            except StopIteration as done:
+                promotion: Promotion = done.value
+                return promotion
 
     def notice(self, label: Label) -> None:
-        """A label has been added to the ledger: its episode's outcome follows at once, the classifier in `work`."""
-        episode = label.episode
-        if label.kind is LabelKind.UNDO and (named := self._ledger.target(label)) is not None:
-            episode = named.episode
-        if episode not in self._waiting:
-            self._waiting.append(episode)
-        if self._replay.ended(episode) is not None:
-            self.settle([episode])
+        """A label was added to the ledger: its episode's outcome follows at once, the classifier during `work`."""
+        named = self._ledger.target(label) if label.kind is LabelKind.UNDO else label
+        if named is None:
+            return
+        if named.episode not in self._waiting:
+            self._waiting.append(named.episode)
+        if self._replay.ended(named.episode) is not None:
+            self.settle([named.episode])
 
     def work(self, budget_s: float) -> Promotion | None:
-        """Go on with correcting for about budget_s; a promotion when one happened. An infinite budget ends a course."""
+        """Go on with correcting for about budget_s; a promotion if there was one. An infinite budget ends a course."""
         deadline_s = self._clock() + budget_s
         if self._champion is None or not self.settings.correct:
             return None
         if self._course is None and self._is_due():
+            self._begun_at = self._replay.size
             self._course = self._correct()
         while self._course is not None:
             try:
                 next(self._course)
             except StopIteration as done:
                 self._course = None
-                return done.value
+                promotion: Promotion | None = done.value
+                return promotion
             if self._clock() >= deadline_s:
                 break
         return None
 
-    @property
-    def busy(self) -> bool:
-        """Whether a candidate is being grown."""
-        return self._course is not None
-
     def _is_due(self) -> bool:
-        """Sort the episodes that were spoken of since, and say whether they ask for a candidate."""
+        """Look at the episodes that were spoken of since, and say whether they ask for a candidate."""
+        if self._begun_at is not None and self._replay.size - self._begun_at < self.settings.least_steps:
+            return False
         ready = [e for e in self._waiting if self._replay.ended(e) is not None]
         self._waiting = [e for e in self._waiting if e not in ready]
-        asked = False
-        for episode in ready:
-            self._quiet += 1
-            labels = self._ledger.frame_labels(episode, self._replay)
-            if not labels.any():
-                self._forget(episode)
-                continue
-            self._assign(episode)
-            flagged = any(v.kind in FLAGS for v in self._ledger.labels(episode))
-            if flagged or not gate.right(self._judged(self._standing(), episode), self.rule):
-                asked = True
-                self._forget(episode)
-                self._flagged.append(episode)
-                self._fresh.append(episode)
-        if not asked and self._quiet < self.settings.quiet_labels:
+        contradicted = [e for e in ready if self._admit(e)]
+        self._quiet += len(ready)
+        if not contradicted and self._quiet < self.settings.quiet_labels:
             return False
         self._quiet = 0
         return True
 
-    def _forget(self, episode: int) -> None:
-        for known in (self._flagged, self._fresh):
-            if episode in known:
-                known.remove(episode)
+    def _admit(self, episode: int) -> bool:
+        """Sort an episode that was spoken of; whether the champion contradicts what was said."""
+        if not self._ledger.frame_labels(episode, self._replay).any():
+            self.evidence.forget(episode)
+            return False
+        self.evidence.admit(episode)
+        wrong = not gate.right(self._judged(self._in_force(), episode), self.rule)
+        if wrong or self.evidence.is_flagged(episode):
+            self.evidence.flag(episode)
+        return wrong
 
     def _correct(self) -> Generator[None, None, Promotion | None]:
         """One candidate from warm start to promotion or rejection, in slices."""
-        champion = self._standing()
-        fit = Fit(champion.scores.net, self.settings.fit)
-        pools = self._pools()
+        fit = Fit(self._in_force().scores.net, self.settings.fit)
+        pools = self.evidence.pools(self.settings.recent_episodes)
+        fresh, past = self.evidence.taught_flags(fresh=True), self.evidence.taught_flags(fresh=False)
         for _ in range(self.settings.attempts):
             for _ in range(self.settings.candidate_batches):
                 self._step(fit, pools)
                 yield
             candidate = self._calibrated(fit)
             yield
-            trial = self._trial(candidate, champion)
-            objection = gate.objection(trial, self.settings.gate)
+            objection = gate.objection(self._trial(candidate, fresh, past), self.settings.gate)
             if objection is None:
-                yield from self._put_in_force(candidate)
-                return self._standing_promotion()
+                return (yield from self._put_in_force(candidate))
             self.last_rejection = objection
             yield
         self.rejections += 1
+        self.evidence.set_aside([e for e in fresh if not self._right(candidate, [e])])
         return None
 
-    def _trial(self, candidate: _Standing, champion: _Standing) -> Trial:
-        held_out = [e for e in self._labelled() if self._held_out.get(e)]
-        taught = [e for e in self._flagged if not self._held_out[e]]
-        fresh = [e for e in taught if e in self._fresh]
-        past = [e for e in taught if e not in self._fresh]
+    def _trial(self, candidate: _Standing, fresh: Sequence[int], past: Sequence[int]) -> Trial:
+        champion = self._in_force()
         return Trial(
-            candidate=gate.judge([self._judged(candidate, e) for e in held_out], candidate.rule),
-            champion=gate.judge([self._judged(champion, e) for e in held_out], champion.rule),
+            candidate=self._quality(candidate, self.evidence.held_out()),
+            champion=self._quality(champion, self.evidence.held_out()),
             fresh=len(fresh),
             fresh_fixed=self._right(candidate, fresh),
             past=len(past),
@@ -324,112 +314,103 @@ class Correction:
             past_kept_champion=self._right(champion, past),
         )
 
-    def _right(self, standing: _Standing, episodes: Sequence[int]) -> int:
-        return sum(gate.right(self._judged(standing, e), standing.rule) for e in episodes)
-
-    def _put_in_force(self, standing: _Standing) -> Generator[None, None, None]:
-        """Score every stored frame, then, in one go, promote and relabel."""
+    def _put_in_force(self, standing: _Standing) -> Generator[None, None, Promotion]:
+        """Score every stored frame; then, in one go, promote and relabel."""
         while len(missing := standing.scores.missing()):
             standing.scores.of(missing[: fitting.SCORE_BATCH])
             yield
         previous, self._champion = self.version, standing
         self.version += 1
         self.promotions += previous > 0
-        self._fresh = []
-        labelled = self._labelled()
-        self._train_quality = self._quality([e for e in labelled if not self._held_out.get(e, True)])
-        quality = self._quality([e for e in labelled if self._held_out.get(e)])
+        self.evidence.fresh = []
+        self._taught_accuracy = self._quality(standing, self.evidence.taught()).balanced_accuracy
+        quality = self._quality(standing, self.evidence.held_out())
         flipped, actions = self.settle()
-        self.last_promotion = Promotion(
-            self.version, previous, standing.rule.threshold, flipped, actions, quality
-        )
-
-    # -- evidence --------------------------------------------------------------------------------------------------
-
-    def _ended(self) -> list[int]:
-        return [e for e in self._replay.episodes if self._replay.ended(e) is not None]
-
-    def _labelled(self) -> list[int]:
-        """Ended episodes of which at least one frame is labelled."""
-        spoken = [e for e in self._ledger.episodes if self._replay.ended(e) is not None]
-        return [e for e in spoken if self._ledger.frame_labels(e, self._replay).any()]
-
-    def _assign(self, episode: int) -> None:
-        """Decide once and for all whether an episode is held out: every n-th of its kind, whole episodes only."""
-        if episode in self._held_out:
-            return
-        kind = self._kind(episode)
-        before = sum(1 for e in self._held_out if self._kind(e) == kind)
-        n = self.settings.held_out_every
-        # The second demonstration is held out, so that few suffice; of corrections the first ones teach.
-        self._held_out[episode] = before % n == (1 if episode in self._anchors else n - 1)
-
-    def _kind(self, episode: int) -> tuple[bool, bool]:
-        positive = bool((self._ledger.frame_labels(episode, self._replay) > 0).any())
-        return episode in self._anchors, positive
-
-    def _pool(self, episodes: Sequence[int]) -> Pool:
-        rows, labels = self._evidence(episodes)
-        return Pool(rows[labels > 0], rows[labels < 0])
-
-    def _evidence(self, episodes: Sequence[int]) -> tuple[I64, I8]:
-        """All rows of episodes and their labels."""
-        rows = [np.zeros(0, np.int64), *(self._replay.rows(e) for e in episodes)]
-        labels = [np.zeros(0, np.int8), *(self._ledger.frame_labels(e, self._replay) for e in episodes)]
-        return np.concatenate(rows), np.concatenate(labels)
-
-    def _pools(self) -> list[Pool]:
-        """Anchor set, corrections and recent frames, held-out episodes left out of each."""
-        taught = [e for e in self._labelled() if not self._held_out.get(e, True)]
-        anchors = [e for e in taught if e in self._anchors]
-        flagged = [e for e in taught if e in self._flagged]
-        recent = [e for e in taught if e not in self._anchors][-self.settings.recent_episodes :]
-        return [self._pool(anchors), self._pool(flagged), self._pool(recent)]
+        self.last_promotion = Promotion(self.version, previous, self.threshold, flipped, actions, quality)
+        return self.last_promotion
 
     def _step(self, fit: Fit, pools: Sequence[Pool]) -> None:
         rows, targets = fitting.draw(pools, self.settings.fit.batch, self._rng)
         frames = fitting.augment(self._replay.frames[rows], self.settings.fit, self._rng)
-        fit.step(frames, targets, self._heads(rows))
-
-    def _heads(self, rows: I64) -> npt.NDArray[np.bool_]:
-        """Which heads learn from which rows (N, H): each head misses a share of the anchor episodes, so they differ."""
-        count = self.settings.heads
-        turn = {e: i for i, e in enumerate(self._anchors)}
-        missed = np.array([turn.get(int(e), -1) for e in self._replay.episode[rows]])
-        heads: npt.NDArray[np.bool_] = (missed[:, None] % count != np.arange(count)) | (missed < 0)[:, None]
-        return heads | (count < 2)
+        fit.step(frames, targets, self.evidence.heads(rows, self.settings.heads))
 
     def _calibrated(self, fit: Fit) -> _Standing:
-        """Temperature and threshold from held-out episodes, for a network that training may go on with."""
-        net = Fit(fit.net, self.settings.fit).net
-        held_out = [e for e in self._labelled() if self._held_out.get(e)]
-        rows, labels = self._evidence(held_out)
+        """A copy of a network as it is now, with temperature and threshold from the held-out episodes."""
+        net = fit.snapshot()
+        held_out = self.evidence.held_out()
+        rows, labels = self.evidence.rows(held_out)
         known = labels != 0
         logits = fitting.log_odds(net, self._replay.frames[rows[known]])
-        net.temperature.fill_(fitting.temperature(logits, (labels[known] > 0).astype(np.float32)))
-        s = self.settings
-        standing = _Standing(Scores(net, self._replay), reward.Rule(0.5, self._task.debounce_frames, s.pessimism))
-        judged = [self._judged(standing, e) for e in held_out]
-        budget = s.gate.false_success_budget
-        threshold = gate.choose_threshold(judged, self._task.debounce_frames, s.pessimism, budget)
-        standing.rule = dataclasses.replace(standing.rule, threshold=threshold)
-        return standing
+        net.temperature.fill_(fitting.temperature(logits, labels[known] > 0))
+        scores = Scores(net, self._replay)
+        judged = [self._judged(_Standing(scores, self._rule_of(0.5)), e) for e in held_out]
+        return _Standing(scores, gate.choose_rule(judged, self._rule_of(0.5), self.settings.gate))
+
+    # -- judging ---------------------------------------------------------------------------------------------------
+
+    def _rule_of(self, threshold: float) -> reward.Rule:
+        return reward.Rule(threshold, self._task.debounce_frames, self.settings.pessimism)
 
     def _judged(self, standing: _Standing, episode: int) -> Judged:
         probabilities = standing.scores.of(self._replay.rows(episode))
         lower = reward.lower_bound(probabilities, standing.rule.pessimism)
         return Judged(lower, self._ledger.frame_labels(episode, self._replay))
 
-    def _quality(self, episodes: Sequence[int]) -> gate.Quality:
-        champion = self._standing()
-        return gate.judge([self._judged(champion, e) for e in episodes], champion.rule)
+    def _quality(self, standing: _Standing, episodes: Sequence[int]) -> Quality:
+        return gate.judge([self._judged(standing, e) for e in episodes], standing.rule)
 
-    def _standing(self) -> _Standing:
+    def _right(self, standing: _Standing, episodes: Sequence[int]) -> int:
+        return sum(gate.right(self._judged(standing, e), standing.rule) for e in episodes)
+
+    def _in_force(self) -> _Standing:
         if self._champion is None:
             raise CorrectionError("there is no classifier yet; the first fit needs demonstrations")
         return self._champion
 
-    def _standing_promotion(self) -> Promotion:
-        if self.last_promotion is None:
-            raise CorrectionError("no classifier was put in force yet")
-        return self.last_promotion
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write champion and decisions; a candidate in growth is begun anew after `load`."""
+        promotion = dataclasses.asdict(self.last_promotion) if self.last_promotion else None
+        state = {
+            "version": self.version,
+            "threshold": self.threshold,
+            "promotions": self.promotions,
+            "rejections": self.rejections,
+            "last_rejection": self.last_rejection,
+            "promotion": promotion,
+            "taught_accuracy": self._taught_accuracy,
+            "waiting": self._waiting + [e for e in self.evidence.fresh if self.busy and e not in self._waiting],
+            "quiet": self._quiet,
+            "begun_at": self._begun_at,
+            "evidence": self.evidence.state(),
+            "rng": self._rng.bit_generator.state,
+        }
+        net = self._champion.scores.net.state_dict() if self._champion else {}
+        torch.save({"state": json.dumps(state), "net": net}, path)
+
+    def load(self, path: Path) -> None:
+        """Take up what `save` wrote; replay and ledger must be filled already. Raises CorrectionError."""
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+            state = json.loads(data["state"])
+            self._restore(state, data["net"])
+        except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError) as error:
+            raise CorrectionError(f"{path}: no usable classifier checkpoint ({error}); remove it to fit anew") from None
+
+    def _restore(self, state: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        self._course = None
+        self.version, self.promotions, self.rejections = state["version"], state["promotions"], state["rejections"]
+        self.last_rejection, self._taught_accuracy = state["last_rejection"], state["taught_accuracy"]
+        self._waiting, self._quiet, self._begun_at = state["waiting"], state["quiet"], state["begun_at"]
+        self.evidence.restore(state["evidence"])
+        self._rng.bit_generator.state = state["rng"]
+        if state["promotion"] is not None:
+            self.last_promotion = Promotion(
+                **state["promotion"] | {"quality": Quality(**state["promotion"]["quality"])}
+            )
+        if self.version > 0:
+            net = classifier.build(self._contract.frames_shape, self.settings.heads, self._seed)
+            net.load_state_dict(weights)
+            self._champion = _Standing(Scores(net, self._replay), self._rule_of(state["threshold"]))
+            self.settle()

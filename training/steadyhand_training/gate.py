@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,8 +11,8 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-
 from steadyhand_models import reward
+
 from steadyhand_training.metrics import wilson
 
 F32 = npt.NDArray[np.float32]
@@ -95,20 +97,20 @@ def _balanced_accuracy(said: npt.NDArray[np.bool_], labels: I8) -> float:
     return sum(parts) / len(parts) if parts else 0.0
 
 
-def choose_threshold(episodes: Sequence[Judged], debounce_frames: int, pessimism: float, budget: float) -> float:
-    """The threshold of THRESHOLDS for held-out episodes.
+def choose_rule(episodes: Sequence[Judged], like: reward.Rule, settings: GateSettings) -> reward.Rule:
+    """The rule `like` with the threshold of THRESHOLDS that suits held-out episodes.
 
-    Of those whose bound meets the budget the one that finds most; when none can, as with few episodes, the least harm.
-    Equals are settled by the middle one, the farthest from either mistake.
+    Of those whose bound meets the budget it is one that finds most; when none can, as with few episodes, one that does
+    the least harm. Equals are settled by the middle one, the farthest from either mistake.
     """
-    rules = [reward.Rule(t, debounce_frames, pessimism) for t in THRESHOLDS]
+    rules = [dataclasses.replace(like, threshold=t) for t in THRESHOLDS]
     judged = [judge(episodes, rule) for rule in rules]
-    within = any(q.false_bound <= budget for q in judged)
-    costs = [
-        (within and q.false_bound > budget, 1.0 - q.recall + (0.0 if within else HARM_OF_FALSE * q.false_rate))
-        for q in judged
-    ]
-    best = [rule.threshold for rule, cost in zip(rules, costs) if cost == min(costs)]
+    within = [q.false_bound <= settings.false_success_budget for q in judged]
+    if any(within):
+        costs = [1.0 - q.recall if ok else math.inf for q, ok in zip(judged, within)]
+    else:
+        costs = [1.0 - q.recall + HARM_OF_FALSE * q.false_rate for q in judged]
+    best = [rule for rule, cost in zip(rules, costs) if cost == min(costs)]
     return best[len(best) // 2]
 
 

@@ -174,7 +174,7 @@ class Ingest:
         try:
             if len(parts) != 1:
                 raise wire.WireError(f"{len(parts)} parts; a message is one")
-            message = wire.decode(parts[0], Hello, Records, ModelRequest)
+            message: Any = wire.decode(parts[0], Hello, Records, ModelRequest)
             self._dispatch(identity, message)
         except (wire.WireError, ArtifactError) as error:
             self.counters.bad_messages += 1
@@ -221,9 +221,9 @@ class Ingest:
             self._warn("ingest.gap", edge=peer.edge, run=peer.run, acked=commit.acked, first=first)
         if commit.unreadable:
             self._warn("ingest.unreadable", edge=peer.edge, records=commit.unreadable, kept="in the journal, unused")
-        self._send(identity, Ack(commit.acked))
         if commit.added:
             self.arrived.set()
+        self._send(identity, Ack(commit.acked))
 
     def _count(self, commit: Commit) -> None:
         counters = self.counters
@@ -238,10 +238,10 @@ class Ingest:
         if not 0 <= request.offset < len(data):
             raise wire.WireError(f"ModelRequest.offset: {request.offset} is outside of {len(data)} bytes")
         chunk = data[request.offset : request.offset + CHUNK_BYTES]
-        self._send(identity, ModelChunk(request.channel, request.version, request.offset, chunk))
         if request.offset + len(chunk) == len(data):
             peer.served.add((request.channel, request.version))
             self.arrived.set()
+        self._send(identity, ModelChunk(request.channel, request.version, request.offset, chunk))
 
     def _announce(self, channel: Channel, version: int) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The journal: every record that the robot sent, once, in order, durably (SQLite); live learning and resume read it alike."""
+"""The journal: every record that a robot sent, once, in order, durably; learning and resuming read it alike."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from steadyhand_models import wire
@@ -67,7 +68,7 @@ class Entry:
     @property
     def message(self) -> Step | Label | Swap:
         """The decoded record. Raises wire.WireError when it is unreadable."""
-        return wire.decode(self.payload, Step, Label, Swap)
+        return _decode(self.payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,8 @@ class Journal:
             acked = record.number
             rows.append((edge, run, record.number, *_describe(record.payload, run, contract), record.payload))
         self._db.executemany(
-            "INSERT INTO records (edge, run, number, kind, episode, seq, note, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO records (edge, run, number, kind, episode, seq, note, payload) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             rows,
         )
         duplicates = sum(r.number <= before for r in records)
@@ -182,18 +184,28 @@ class Journal:
     def counts(self) -> Counts:
         found = dict(self._db.execute("SELECT kind, COUNT(*) FROM records GROUP BY kind"))
         duplicates = self._db.execute("SELECT COALESCE(SUM(duplicates), 0) FROM streams").fetchone()[0]
-        kinds = (Kind.STEP, Kind.LABEL, Kind.SWAP, Kind.UNREADABLE)
-        return Counts(*(int(found.get(kind.value, 0)) for kind in kinds), duplicates=int(duplicates))
+        steps, labels, swaps, unreadable = (
+            int(found.get(kind.value, 0)) for kind in (Kind.STEP, Kind.LABEL, Kind.SWAP, Kind.UNREADABLE)
+        )
+        return Counts(steps, labels, swaps, unreadable, int(duplicates))
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[Entry]:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM records WHERE {where}", values)
-        return [Entry(p, e, r, n, Kind(k), episode, seq, note, data) for p, e, r, n, k, episode, seq, note, data in rows]
+        return [
+            Entry(position, edge, run, number, Kind(kind), episode, seq, note, payload)
+            for position, edge, run, number, kind, episode, seq, note, payload in rows
+        ]
+
+
+def _decode(payload: bytes) -> Step | Label | Swap:
+    message: Any = wire.decode(payload, Step, Label, Swap)
+    return cast("Step | Label | Swap", message)
 
 
 def _describe(payload: bytes, run: str, contract: Contract) -> tuple[str, int | None, int | None, str]:
     """(kind, episode, seq, note) of an encoded record."""
     try:
-        message = wire.decode(payload, Step, Label, Swap)
+        message = _decode(payload)
     except wire.WireError as error:
         return Kind.UNREADABLE.value, None, None, str(error)
     if isinstance(message, Swap):

@@ -1,4 +1,4 @@
-"""The trainer's memory: the journal's entries turned into replay, ledger and counts, the same way live and at resume."""
+"""The trainer's memory: the journal's entries turned into replay, ledger and counts, live and at resume alike."""
 
 from __future__ import annotations
 

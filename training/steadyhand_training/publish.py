@@ -47,6 +47,14 @@ class Schedule:
     def sent(self, version: int, now_s: float, updates: int) -> None:
         self.in_flight, self._sent_s, self._sent_updates = version, now_s, updates
 
+    def recall(self, updates: int) -> None:
+        """The newest policy, of an earlier process, had that many updates."""
+        self._sent_updates = updates
+
+    def put_off(self, now_s: float) -> None:
+        """Publishing failed; try again an interval later."""
+        self._sent_s = now_s
+
     def answered(self, swap: Swap) -> None:
         """The robot said what became of an artifact; whatever it was, the next may follow."""
         if swap.channel is Channel.POLICY and self.in_flight is not None and swap.version >= self.in_flight:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,16 +15,16 @@ from steadyhand_models.messages import BusAction, BusCommand, BusState, CommandR
 from steadyhand_runtime.bus.driver import Driver, Reading, Trouble
 from steadyhand_runtime.bus.guard import Allowed, Health, Limits, Refusal, Target, check, find_fault, rest
 from steadyhand_runtime.clock import NS_PER_S, LatenessHistogram
+from steadyhand_runtime.telemetry import Log
 
 F64 = npt.NDArray[np.float64]
-
-log = logging.getLogger("steadyhand.bus")
 
 GOAL_PERIODS = 2.5  # a goal is valid for this many of its sender's periods
 ARRIVE_PERIODS = 1.2  # reaching it a little after the next is due keeps the motion even when that one is late
 MAX_GOAL_AGE_S = 1.0
 RAMP_STEPS = 10
 PERCENTILE_TICKS = 100
+REMEMBERED_COMMANDS = 256
 
 
 class Phase(str, enum.Enum):
@@ -62,6 +61,7 @@ class BusLoop:
         rate_hz: float = 100.0,
         motion: MotionSettings | None = None,
         allowed: Allowed | None = None,
+        log: Log | None = None,
     ) -> None:
         self.driver = driver
         self.motion = motion or MotionSettings()
@@ -73,6 +73,8 @@ class BusLoop:
         arm = driver.arm
         n = len(arm.joints)
         self._allowed = allowed
+        self._log = log or Log()
+        self._answered: dict[int, CommandReply] = {}
         self._limits = Limits(
             arm.low_rad, arm.high_rad, np.full(n, self.motion.v_max_rad_s), np.full(n, self.motion.a_max_rad_s2)
         )
@@ -98,7 +100,7 @@ class BusLoop:
         if self._energised:
             self._yield_torque()
             self.driver.hold_here()
-            log.warning("bus.adopted energised=true phase=disarmed")
+            self._log.warn("bus.adopted", phase=self.phase)
 
     def submit(self, goal: Goal, now_ns: int) -> bool:
         """Take a goal; False when the arm is not armed, which is counted as a refusal."""
@@ -112,7 +114,10 @@ class BusLoop:
         return True
 
     def command(self, command: BusCommand, now_ns: int) -> CommandReply:
-        """Carry out an operator's command and say what became of it."""
+        """Carry out an operator's command and say what became of it; one sent again is answered, not repeated."""
+        earlier = self._answered.get(command.command_id)
+        if earlier is not None:
+            return earlier
         act = {
             BusAction.ARM: self._arm,
             BusAction.DISARM: self._disarm,
@@ -120,10 +125,12 @@ class BusLoop:
             BusAction.CLEAR: self._clear,
         }[command.action]
         reason = act(now_ns)
-        log.info(
-            "bus.command action=%s ok=%s phase=%s reason=%s", command.action.value, not reason, self.phase.value, reason
-        )
-        return CommandReply(command.command_id, not reason, reason)
+        self._log.info("bus.command", action=command.action, ok=not reason, phase=self.phase, reason=reason or "none")
+        reply = CommandReply(command.command_id, not reason, reason)
+        self._answered[command.command_id] = reply
+        if len(self._answered) > REMEMBERED_COMMANDS:
+            del self._answered[next(iter(self._answered))]
+        return reply
 
     def tick(
         self, now_ns: int, missed_ticks: int = 0, lateness_s: float = 0.0, lateness: LatenessHistogram | None = None
@@ -233,11 +240,11 @@ class BusLoop:
                 self._yielded = False
                 present = self.driver.fresh_position()
                 self._command = rest(self._command.q_rad if present is None else present)
-                log.warning("bus.resumed")
+                self._log.warn("bus.resumed")
         elif not self._yielded and now_ns - self._fresh_ns > self.motion.yield_after_s * NS_PER_S:
             self._yielded = True
             self._yield_torque()
-            log.warning("bus.yielded stale_s=%.1f", (now_ns - self._fresh_ns) / NS_PER_S)
+            self._log.warn("bus.yielded", stale_s=(now_ns - self._fresh_ns) / NS_PER_S)
 
     def _ramp_torque(self) -> None:
         if self.phase not in (Phase.ARMING, Phase.ARMED) or self._yielded:
@@ -250,7 +257,7 @@ class BusLoop:
                 self.driver.limit_torque(self._caps * self._share)
         elif self.phase is Phase.ARMING:
             self.phase = Phase.ARMED
-            log.info("bus.armed")
+            self._log.info("bus.armed", tick=self.ticks)
 
     def _watch(self, reading: Reading, now_ns: int) -> None:
         since = self._alarm_from_ns
@@ -268,7 +275,7 @@ class BusLoop:
             self._health,
         )
         if self.fault:
-            log.error("bus.fault reason=%r tick=%d", self.fault, self.ticks)
+            self._log.error("bus.fault", reason=self.fault, tick=self.ticks)
             self._stop(Phase.FAULT)
 
     def _state(

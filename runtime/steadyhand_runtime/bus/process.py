@@ -3,67 +3,51 @@
 from __future__ import annotations
 
 import gc
-import logging
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import zmq
-from pydantic import Field
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import Calibration
 from steadyhand_models import wire
+from steadyhand_models.cli import UserError
 from steadyhand_models.messages import BusCommand, BusState, CommandReply, Goal
-from steadyhand_models.settings import SettingsError, parse_command_line
+from steadyhand_models.settings import SettingsError
+from steadyhand_models.topics import TOPICS, endpoint
 
+from steadyhand_runtime import config
 from steadyhand_runtime.bus.driver import Driver
-from steadyhand_runtime.bus.loop import BusLoop, MotionSettings
+from steadyhand_runtime.bus.loop import BusLoop
 from steadyhand_runtime.bus.transport import BusError, SerialTransport
 from steadyhand_runtime.clock import NS_PER_S, Clock, MonotonicClock, Rate, realtime
-
-log = logging.getLogger("steadyhand.bus")
+from steadyhand_runtime.telemetry import Log, write_json
 
 COMMANDS_PER_TICK = 4
-MAX_COMMAND_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class BusSettings:
-    """The bus process. It binds all three endpoints."""
-
-    port: str = "/dev/ttyACM0"
-    baud: Annotated[int, Field(ge=38_400, le=1_000_000)] = 1_000_000
-    arm: str = "so101_follower"
-    rate_hz: Annotated[float, Field(ge=10, le=500)] = 100.0
-    slow_every: Annotated[int, Field(ge=0, le=1000)] = 20
-    state_endpoint: str = "ipc:///tmp/steadyhand/bus.state"
-    goal_endpoint: str = "ipc:///tmp/steadyhand/bus.goal"
-    command_endpoint: str = "ipc:///tmp/steadyhand/bus.command"
-    priority: Annotated[int, Field(ge=0, le=98)] = 80  # SCHED_FIFO; 0 leaves the scheduler alone
-    relax_s: Annotated[float, Field(ge=0, le=5)] = 0.5  # lowered torque before torque off at the end
-    motion: MotionSettings = field(default_factory=MotionSettings)
+MAX_REQUEST_BYTES = 4096
+RELAX_S = 0.5  # lowered torque before torque off, so that the arm sinks instead of dropping
 
 
 class BusSockets:
-    """The three sockets: state out, newest goal in, acknowledged commands."""
+    """Binds the bus's three topics: state out, newest goal in, acknowledged commands."""
 
-    def __init__(self, settings: BusSettings) -> None:
+    def __init__(self, folder: Path, log: Log) -> None:
+        self._log = log
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._state = self._context.socket(zmq.PUB)
         self._goal = self._context.socket(zmq.SUB)
         self._command = self._context.socket(zmq.ROUTER)
-        self.rejected = 0
         self._state.setsockopt(zmq.SNDHWM, 2)
         self._goal.setsockopt(zmq.CONFLATE, 1)
         self._goal.setsockopt(zmq.SUBSCRIBE, b"")
-        endpoints = (settings.state_endpoint, settings.goal_endpoint, settings.command_endpoint)
-        for socket, endpoint in zip((self._state, self._goal, self._command), endpoints):
+        self._command.setsockopt(zmq.RCVHWM, TOPICS["bus.command"].bound)
+        topics = {"bus.state": self._state, "bus.goal": self._goal, "bus.command": self._command}
+        for topic, socket in topics.items():
             socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.MAXMSGSIZE, MAX_COMMAND_BYTES)
-            _bind(socket, endpoint)
+            socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+            _bind(socket, endpoint(folder, topic))
 
     def publish(self, state: BusState) -> None:
         self._state.send(wire.encode(state), zmq.DONTWAIT)
@@ -75,7 +59,7 @@ class BusSockets:
         except zmq.Again:
             return None
         except wire.WireError as error:
-            self._reject("goal", error)
+            self._log.warn("bus.rejected", every_s=1.0, what="goal", reason=error)
             return None
 
     def answer_commands(self, loop: BusLoop, clock: Clock) -> None:
@@ -88,19 +72,14 @@ class BusSockets:
             try:
                 reply = loop.command(wire.decode(body, BusCommand), clock.now_ns())
             except wire.WireError as error:
-                self._reject("command", error)
-                reply = CommandReply(-1, False, str(error))
+                self._log.warn("bus.rejected", every_s=1.0, what="command", reason=error)
+                reply = CommandReply(-1, False, str(error)[:200])
             self._command.send_multipart([*envelope, wire.encode(reply)], zmq.DONTWAIT)
 
     def close(self) -> None:
         for socket in (self._state, self._goal, self._command):
             socket.close()
         self._context.term()
-
-    def _reject(self, what: str, error: wire.WireError) -> None:
-        self.rejected += 1
-        if self.rejected.bit_count() == 1:  # the first, second, fourth, ... so that a flood cannot flood the log
-            log.warning("bus.rejected what=%s count=%d error=%s", what, self.rejected, error)
 
 
 class StopFlag:
@@ -117,23 +96,29 @@ class StopFlag:
         self.raised = True
 
 
-def run(settings: BusSettings, stop: StopFlag, clock: Clock | None = None) -> int:
-    """Serve the arm until `stop`; returns the exit code. Raises BusError when the arm cannot be used or is lost."""
+def run(
+    settings: config.BusSettings, folder: Path, stop: StopFlag, log: Log, clock: Clock | None = None
+) -> dict[str, Any]:
+    """Serve the arm until `stop`, with sockets in `folder`; returns the figures of the run.
+
+    Raises BusError when the arm cannot be used or is lost.
+    """
     clock = clock or MonotonicClock()
-    arm = load_arm(settings.arm)
+    arm = load_arm()
     transport = SerialTransport(settings.port, settings.baud, clock)
-    driver = Driver(transport, arm, Calibration.default(len(arm.joints)), clock, settings.baud, settings.slow_every)
-    loop = BusLoop(driver, settings.rate_hz, settings.motion)
+    driver = Driver(transport, arm, Calibration.default(len(arm.joints)), clock, settings.baud)
+    loop = BusLoop(driver, settings.rate_hz, log=log)
     try:
-        sockets = BusSockets(settings)
+        sockets = BusSockets(folder, log)
         try:
             loop.start()
-            _prepare(settings)
+            degraded = _prepare(settings.realtime_priority, log)
+            rate = Rate(clock, settings.rate_hz)
             try:
-                serve(loop, sockets, Rate(clock, settings.rate_hz), clock, stop)
+                serve(loop, sockets, rate, clock, stop)
             finally:
-                trouble = _end(loop, clock, settings.relax_s)
-            return 1 if trouble else 0
+                trouble = _end(loop, clock, log)
+            return {**_figures(loop, rate), "realtime_degraded": degraded, "disarm_trouble": trouble}
         finally:
             sockets.close()
     finally:
@@ -152,56 +137,71 @@ def serve(loop: BusLoop, sockets: BusSockets, rate: Rate, clock: Clock, stop: St
         sockets.publish(loop.tick(now_ns, rate.missed, rate.lateness_ns / NS_PER_S, rate.lateness))
 
 
-def _prepare(settings: BusSettings) -> None:
-    if settings.priority:
-        for degraded in realtime(settings.priority):
-            log.warning("bus.realtime_degraded what=%s", degraded)
+def _prepare(priority: int, log: Log) -> list[str]:
+    """Real-time privileges and a frozen collector, before any torque; returns what was not granted."""
+    degraded = realtime(priority)
+    for what in degraded:
+        log.warn("bus.realtime_degraded", what=what)
     gc.collect()
     gc.freeze()
+    return degraded
 
 
-def _end(loop: BusLoop, clock: Clock, relax_s: float) -> list[str]:
+def _end(loop: BusLoop, clock: Clock, log: Log) -> list[str]:
     """Hold the pose with lowered torque for a moment, then torque off everywhere; returns what did not confirm."""
     try:
         loop.relax()
         if loop.energised:
-            clock.sleep_until_ns(clock.now_ns() + round(relax_s * NS_PER_S))
+            clock.sleep_until_ns(clock.now_ns() + round(RELAX_S * NS_PER_S))
         trouble = [str(t) for t in loop.release()]
     except BusError as error:
         trouble = [f"{error}; the arm holds its last goal: switch its power off"]
     for one in trouble:
-        log.error("bus.disarm_failed %s", one)
-    log.info("bus.stopped ticks=%d refusals=%s", loop.ticks, {r.value: n for r, n in loop.refusals.items()})
+        log.error("bus.disarm_failed", what=one)
     return trouble
 
 
-def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+def _figures(loop: BusLoop, rate: Rate) -> dict[str, Any]:
+    late = rate.lateness
+    return {
+        "ticks": loop.ticks,
+        "missed_ticks": rate.missed,
+        "period_s": rate.period_ns / NS_PER_S,
+        "late_s": {name: late.percentile_ns(p) / NS_PER_S for name, p in (("p50", 50), ("p99", 99), ("p99.9", 99.9))},
+        "late_max_s": late.max_ns / NS_PER_S,
+        "late_histogram": [[edge_ns / NS_PER_S, count] for edge_ns, count in late.nonzero_ns()],
+        "refusals": {reason.value: count for reason, count in loop.refusals.items()},
+        "cycles": loop.driver.cycles,
+        "failed_reads": loop.driver.failed_reads,
+        "drained_bytes": loop.driver.drained_bytes,
+    }
+
+
+def _bind(socket: zmq.Socket[bytes], address: str) -> None:
     try:
-        if endpoint.startswith("ipc://"):
-            Path(endpoint.removeprefix("ipc://")).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        socket.bind(endpoint)
-    except (zmq.ZMQError, OSError) as error:
-        raise BusError(f"{endpoint}: cannot be bound ({error}): is another bus process running?") from None
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        raise BusError(f"{address}: cannot be bound: {error}") from None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the bus process: 0 after a clean stop, 1 when the arm failed, 2 for wrong settings."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+def main(argv: Sequence[str]) -> int:
+    """Run the bus process: 0 after a clean stop, 1 when a servo did not confirm torque off."""
+    settings = config.from_child_arguments(argv, "steadyhand_runtime.bus.process")
+    log = Log()
     stop = StopFlag()
     stop.install()
-    try:
-        arguments = sys.argv[1:] if argv is None else argv
-        settings = parse_command_line(
-            BusSettings, arguments, "steadyhand-bus", "Drive the arm's servos at a fixed rate."
-        )
-        return run(settings, stop)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (BusError, ValueError) as error:
-        log.error("bus.failed %s", error)
-        return 1
+    paths = settings.paths
+    paths.prepare()
+    figures = run(settings.bus, config.private_folder(settings.socket_folder), stop, log)
+    log.info(
+        "bus.stopped", ticks=figures["ticks"], missed=figures["missed_ticks"], trouble=len(figures["disarm_trouble"])
+    )
+    write_json(paths.edge / "bus.json", figures)
+    return 1 if figures["disarm_trouble"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (UserError, SettingsError, BusError) as error:
+        sys.exit(f"bus: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import sys
 import termios
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -132,33 +133,43 @@ class SerialTransport:
 
 
 class InProcessTransport:
-    """Virtual servos in this process, on the injected clock: replies exist from the moment they are ready."""
+    """Virtual servos in this process. Reading takes virtual time on the wire but leaves the injected clock where it is.
+
+    So one tick may hold several requests, each with its full time to be answered, and nothing ever waits.
+    """
 
     def __init__(self, chain: VirtualChain, clock: Clock) -> None:
         self._chain = chain
         self._clock = clock
         self._replies: list[Reply] = []
         self._unread = b""
+        self._wire_ns = clock.now_ns()
 
     def write(self, data: bytes | bytearray) -> None:
-        self._replies += self._chain.feed(data, self._clock.now_ns())
+        self._wire_ns = max(self._wire_ns, self._clock.now_ns())
+        self._replies += self._chain.feed(data, self._wire_ns)
 
     def read(self, n: int, deadline_ns: int) -> bytes:
-        """Up to n bytes of what is ready by the deadline; the clock stays where it is."""
-        ready = self._take(deadline_ns)
+        """Up to n bytes of what is ready by the deadline, which counts from the wire's time."""
+        now_ns = self._clock.now_ns()
+        ready = self._take(deadline_ns + max(0, self._wire_ns - now_ns), n)
         self._unread = ready[n:]
         return ready[:n]
 
     def drain(self) -> int:
-        return len(self._take(self._clock.now_ns() + DRAIN_LIMIT_NS))
+        return len(self._take(max(self._wire_ns, self._clock.now_ns()) + QUIET_NS, sys.maxsize))
 
     def close(self) -> None:
         self._replies = []
 
-    def _take(self, until_ns: int) -> bytes:
-        ready = self._unread + b"".join([r.data for r in self._replies if r.ready_ns <= until_ns])
+    def _take(self, until_ns: int, wanted: int) -> bytes:
+        """What is ready by then; the wire's time goes on to the last byte, or to the end when too few came."""
+        taken = [r for r in self._replies if r.ready_ns <= until_ns]
         self._replies = [r for r in self._replies if r.ready_ns > until_ns]
+        ready = self._unread + b"".join([r.data for r in taken])
         self._unread = b""
+        reached_ns = taken[-1].ready_ns if taken and len(ready) >= wanted else until_ns
+        self._wire_ns = max(self._wire_ns, reached_ns)
         return ready
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import zmq
 from steadyhand_models import wire
@@ -22,30 +23,39 @@ from steadyhand_models.topics import TOPICS, endpoint
 from steadyhand_runtime.clock import NS_PER_S
 
 RESEND_S = 0.3
+COMMAND_LIFETIME_S = 2.0
 MAX_REPLY_BYTES = 64 << 10
+
+Context = zmq.Context[zmq.Socket[bytes]]
+R = TypeVar("R")
 
 
 @dataclass
 class _Unanswered:
-    """One message on its way; `sent_ns` is when it last left."""
+    """One message on its way."""
 
     data: bytes
+    first_sent_ns: int
     sent_ns: int
 
 
 class _Acknowledged:
     """A DEALER whose messages are sent again, in order of first sending, until their reply has come."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, bound: int) -> None:
+    def __init__(self, context: Context, folder: Path, topic: str) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.SNDHWM, bound)
+        self.socket.setsockopt(zmq.SNDHWM, TOPICS[topic].bound)
         self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_REPLY_BYTES)
-        self.socket.connect(address)
+        # Nothing may queue up for a process that is not there: an old ARM must not wake an arm that comes back.
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.socket.connect(endpoint(folder, topic))
         self.waiting: dict[str | int, _Unanswered] = {}
+        self.rejected = 0
 
-    def send(self, key: str | int, data: bytes, now_ns: int) -> None:
-        self.waiting[key] = _Unanswered(data, now_ns)
+    def send(self, key: str | int, message: object, now_ns: int) -> None:
+        data = wire.encode(message)
+        self.waiting[key] = _Unanswered(data, now_ns, now_ns)
         self._send(data)
 
     def resend_due(self, now_ns: int) -> None:
@@ -54,13 +64,26 @@ class _Acknowledged:
                 entry.sent_ns = now_ns
                 self._send(entry.data)
 
-    def receive(self) -> list[bytes]:
-        found = []
+    def expire(self, now_ns: int, lifetime_s: float) -> list[str | int]:
+        """Give up on what was first sent longer ago than that; returns its keys."""
+        late = [k for k, e in self.waiting.items() if now_ns - e.first_sent_ns >= lifetime_s * NS_PER_S]
+        for key in late:
+            del self.waiting[key]
+        return late
+
+    def settle(self, cls: type[R], key: Callable[[R], str | int]) -> list[R]:
+        """First replies since the last call; a resent message is answered twice and only the first answer is news."""
+        found: list[R] = []
         while True:
             try:
-                found.append(self.socket.recv(zmq.DONTWAIT))
+                reply = wire.decode(self.socket.recv(zmq.DONTWAIT), cls)
             except zmq.Again:
                 return found
+            except wire.WireError:
+                self.rejected += 1
+                continue
+            if self.waiting.pop(key(reply), None) is not None:
+                found.append(reply)
 
     def _send(self, data: bytes) -> None:
         try:
@@ -75,24 +98,21 @@ class OperatorClient:
     Events are acknowledged and idempotent by `event_id`, so resending is safe; drive and heartbeat may be dropped.
     """
 
-    def __init__(self, folder: Path, who: str, context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:
+    def __init__(self, folder: Path, who: str, context: Context | None = None) -> None:
         self._context = context or zmq.Context.instance()
         self._who = who
-        self._events = _Acknowledged(
-            self._context, endpoint(folder, "operator.event"), TOPICS["operator.event"].bound
-        )
-        self._commands = _Acknowledged(self._context, endpoint(folder, "bus.command"), TOPICS["bus.command"].bound)
+        self._events = _Acknowledged(self._context, folder, "operator.event")
+        self._commands = _Acknowledged(self._context, folder, "bus.command")
         self._drive = self._publisher(endpoint(folder, "operator.drive"))
         self._heartbeat = self._publisher(endpoint(folder, "operator.heartbeat"))
         rate_hz = TOPICS["operator.heartbeat"].rate_hz or 10.0
         self._beat_every_ns = round(NS_PER_S / rate_hz)
         self._beat_due_ns = 0
         self._command_ids = 0
-        self.rejected = 0
 
     def send(self, event: OperatorEvent) -> None:
         """Send an event; it is sent again until its reply comes."""
-        self._events.send(event.event_id, wire.encode(event), event.stamp_ns)
+        self._events.send(event.event_id, event, event.stamp_ns)
 
     def drive(self, drive: Drive) -> None:
         """Publish where the arm should go; only the newest counts."""
@@ -100,24 +120,28 @@ class OperatorClient:
 
     def command(self, action: BusAction, now_ns: int) -> int:
         """Ask the bus for something; returns the id that its reply will carry."""
-        # The stamp makes ids of two lives of this process differ, and an emergency stop overtakes nothing of them.
+        # With the stamp in it, the ids of two lives of this process differ.
         self._command_ids += 1
         command_id = now_ns + self._command_ids
         if action is BusAction.ESTOP:
+            # An ARM of before must not be sent again behind it.
             self._commands.waiting.clear()
-        self._commands.send(command_id, wire.encode(BusCommand(command_id, action)), now_ns)
+        self._commands.send(command_id, BusCommand(command_id, action), now_ns)
         return command_id
 
     def pump(self, now_ns: int) -> list[EventReply | CommandReply]:
-        """Beat, resend what is unanswered, and return the replies that came since the last call."""
+        """Beat, resend what is unanswered, and return the replies that came since the last call.
+
+        A command that the bus does not answer within COMMAND_LIFETIME_S is given up with a refusal.
+        """
         if now_ns >= self._beat_due_ns:
             self._beat_due_ns = now_ns + self._beat_every_ns
             self._heartbeat.send(wire.encode(Heartbeat(now_ns, self._who)), zmq.DONTWAIT)
-        replies: list[EventReply | CommandReply] = []
-        for data in self._events.receive():
-            self._settle(data, EventReply, self._events, lambda r: r.event_id, replies)
-        for data in self._commands.receive():
-            self._settle(data, CommandReply, self._commands, lambda r: r.command_id, replies)
+        answered = self._events.settle(EventReply, _event_id)
+        obeyed = self._commands.settle(CommandReply, _command_id)
+        replies: list[EventReply | CommandReply] = [*answered, *obeyed]
+        for command_id in self._commands.expire(now_ns, COMMAND_LIFETIME_S):
+            replies.append(CommandReply(int(command_id), False, "the bus did not answer: is the runtime running?"))
         self._events.resend_due(now_ns)
         self._commands.resend_due(now_ns)
         return replies
@@ -126,6 +150,11 @@ class OperatorClient:
     def unanswered(self) -> int:
         """Events and commands that nobody has acknowledged yet."""
         return len(self._events.waiting) + len(self._commands.waiting)
+
+    @property
+    def rejected(self) -> int:
+        """Replies that were no valid messages."""
+        return self._events.rejected + self._commands.rejected
 
     @property
     def sockets(self) -> list[zmq.Socket[bytes]]:
@@ -139,31 +168,20 @@ class OperatorClient:
     def _publisher(self, address: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUB)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, 2)
+        socket.setsockopt(zmq.SNDHWM, 8)
         socket.connect(address)
         return socket
 
-    def _settle(
-        self,
-        data: bytes,
-        cls: type[EventReply] | type[CommandReply],
-        channel: _Acknowledged,
-        key: Callable[[EventReply | CommandReply], str | int],
-        replies: list[EventReply | CommandReply],
-    ) -> None:
-        try:
-            reply = wire.decode(data, cls)
-        except wire.WireError:
-            self.rejected += 1
-            return
-        # A resent message is answered twice; only the first answer is news.
-        if channel.waiting.pop(key(reply), None) is not None:
-            replies.append(reply)
+
+def _event_id(reply: EventReply) -> str:
+    return reply.event_id
 
 
-def subscribe(
-    context: zmq.Context[zmq.Socket[bytes]], folder: Path, topic: str, instance: str = ""
-) -> zmq.Socket[bytes]:
+def _command_id(reply: CommandReply) -> int:
+    return reply.command_id
+
+
+def subscribe(context: Context, folder: Path, topic: str, instance: str = "") -> zmq.Socket[bytes]:
     """A SUB that keeps only the newest message of a topic."""
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.LINGER, 0)

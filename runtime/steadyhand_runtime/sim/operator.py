@@ -9,7 +9,6 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-
 from steadyhand_models.messages import (
     BusAction,
     ControlStatus,
@@ -20,6 +19,7 @@ from steadyhand_models.messages import (
     Truth,
 )
 from steadyhand_models.task import Task
+
 from steadyhand_runtime.sim.expert import ExpertHand, HandSettings
 from steadyhand_runtime.sim.world import TruthState
 
@@ -87,7 +87,10 @@ class Purpose(str, Enum):
 
 @dataclass(frozen=True)
 class _Press:
-    """A key that will be pressed at `due_ns`, unless the mode has left `modes` or the episode has changed by then."""
+    """A key that will be pressed at `due_ns`, unless the mode has left `modes` or the episode has changed by then.
+
+    With ANY mode it will be pressed even in the next episode: flags and undo say themselves what they are about.
+    """
 
     due_ns: int
     kind: EventKind
@@ -157,6 +160,8 @@ class ScriptedOperator:
             self._ask("arm", now_ns, 2.0, turn, BusAction.ARM)
         elif status.mode in (Mode.FAULT, Mode.ESTOP):
             self._ask("clear", now_ns, 3.0, turn, BusAction.CLEAR, BusAction.ARM)
+            if status.mode is Mode.FAULT and turn.commands:
+                turn.events.append(self._event(now_ns, EventKind.SCENE_READY))
         elif status.mode in WAITING:
             self._prepare(now_ns, seen, status, turn)
         elif status.mode is Mode.POLICY:
@@ -209,11 +214,11 @@ class ScriptedOperator:
         if self._pressed is not None:
             return
         if succeeded and not truly:
-            flag_ns = self._plan(now_ns, EventKind.FALSE_POSITIVE, WAITING)
+            flag_ns = self._plan(now_ns, EventKind.FALSE_POSITIVE, ANY)
             if flag_ns is not None:
                 self._pending.append(_Press(flag_ns + NS // 5, EventKind.FAILURE, WAITING, self._episode))
         elif succeeded and self._rng.random() < self.settings.wrong_key_rate:
-            self._pending.append(self._mistake(now_ns, EventKind.FALSE_POSITIVE, WAITING))
+            self._pending.append(self._mistake(now_ns, EventKind.FALSE_POSITIVE, ANY))
         elif status.last_end in _NEEDS_NO_WORD and self._rng.random() < self.settings.verdict_rate:
             self._plan(now_ns, EventKind.SUCCESS if truly else EventKind.FAILURE, WAITING)
 
@@ -358,7 +363,7 @@ class ScriptedOperator:
             turn.events.append(event)
             if status.mode in DRIVING and press.modes is not ANY:
                 self._pressed = press.kind
-            if press.mistaken and press.modes is not ANY and self._rng.random() < self.settings.undo_rate:
+            if press.mistaken and self._rng.random() < self.settings.undo_rate:
                 due_ns = self._reacted(now_ns) + NS // 2
                 waiting.append(_Press(due_ns, EventKind.UNDO, ANY, None, event.event_id))
         self._pending = waiting
