@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -200,7 +200,7 @@ def test_a_command_sent_again_is_answered_and_not_repeated(armed: Rig) -> None:
 def test_a_servo_that_stays_silent_stops_the_arm_and_is_named(armed: Rig) -> None:
     armed.follow(POSE, 20)
     armed.chain.servos[2].silent = True
-    state = armed.tick(40)
+    state = armed.tick(60)
     assert not state.armed and state.fault.startswith("elbow_flex: no answer")
     assert armed.shares()[0] == MOTION.yield_torque
     assert "bus.fault" in armed.log.getvalue()
@@ -290,10 +290,10 @@ class Client:
         self.command.send(wire.encode(BusCommand(number, action)))
         return wire.decode(self.command.recv(), CommandReply)
 
-    def until(self, wanted: object, limit: int = 2000) -> BusState:
+    def until(self, wanted: Callable[[BusState], bool], limit: int = 2000) -> BusState:
         for _ in range(limit):
             state = wire.decode(self.state.recv(), BusState)
-            if wanted(state):  # type: ignore[operator]
+            if wanted(state):
                 return state
         raise AssertionError("the state never came")
 

@@ -142,7 +142,7 @@ def fault(age: np.ndarray, alarm_for: np.ndarray, alarms: np.ndarray, heat: np.n
 def test_silence_alarm_and_heat_are_faults_that_name_the_joint() -> None:
     none = np.zeros(6)
     assert fault(none, none, none, none) == ""
-    assert fault(at(3, 0.3), none, none, none) == "wrist_flex: no answer for 0.30 s"
+    assert fault(at(3, 0.6), none, none, none) == "wrist_flex: no answer for 0.60 s"
     assert fault(none, at(5, 0.6), at(5, 0x20), none) == "gripper: overload"
     assert fault(none, none, none, at(1, 70.0)) == "shoulder_lift: 70 degC"
 

@@ -491,4 +491,4 @@ def test_a_killed_link_process_loses_and_doubles_nothing(tmp_path, trainer, jour
     assert process.returncode == 0
     assert [journal.rows[n] for n in range(1, 401)] == [b"%d" % i for i in range(400)]
     assert spool.pending == 0
-    assert "link.stopped complete=True" in process.stderr.read()
+    assert "link.stopped acked=400 kept=0" in process.stderr.read()

@@ -109,7 +109,7 @@ class CameraThread:
             self._stop.wait(REOPEN_S)
 
     def take(self, picture: U8) -> None:
-        """Prepare and publish one picture. Raises CameraError when the device repeats itself, ValueError on its size."""
+        """Prepare and publish one picture. Raises CameraError on a frozen device, ValueError on a wrong size."""
         now_ns = self._now_ns()
         pixels = frames.prepare(picture, self.camera)
         if self._last is None or not np.array_equal(picture, self._last):
@@ -170,7 +170,8 @@ def serve(settings: config.RuntimeSettings, log: Log, stop: threading.Event) -> 
             if now_ns - thread.alive_ns > STUCK_S * 1e9:
                 log.error("camera.stuck", camera=thread.camera.name, for_s=STUCK_S, next="the process starts over")
                 stuck = True
-    if not all([thread.stop(READ_TIMEOUT_S + REOPEN_S) for thread in threads]):
+    hanging = [thread for thread in threads if not thread.stop(READ_TIMEOUT_S + REOPEN_S)]
+    if hanging:
         return 1  # a socket in use by a hanging thread must not be closed
     for socket in sockets:
         socket.close()

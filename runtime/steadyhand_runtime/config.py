@@ -32,7 +32,7 @@ class RewardSource(str, enum.Enum):
 class BusSettings:
     """The servo bus."""
 
-    port: str = "/dev/ttyACM0"
+    port: str = "/dev/ttyACM0"  # serial port of the arm; a simulated one prints its name
     baud: Annotated[int, Field(ge=38_400, le=1_000_000)] = 1_000_000
     rate_hz: Annotated[float, Field(gt=0, le=500)] = 100.0
     realtime_priority: Annotated[int, Field(ge=1, le=99)] = 50
@@ -53,8 +53,8 @@ class ControlSettings:
 class LinkSettings:
     """The way to the trainer."""
 
-    address: str = "tcp://127.0.0.1:5570"
-    edge: Annotated[str, Field(min_length=1, max_length=64)] = "edge"
+    address: str = "tcp://127.0.0.1:5570"  # where the trainer listens
+    edge: Annotated[str, Field(min_length=1, max_length=64)] = "edge"  # this robot's name at the trainer
     drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0  # how long a stop waits for the trainer's last acknowledgement
     keep_models: Annotated[int, Field(ge=2)] = 32  # versions per channel kept on this machine
 
@@ -73,9 +73,9 @@ class CameraDevice:
 class RuntimeSettings:
     """What `steadyhand runtime` needs to know. `cameras` stays empty where a simulation publishes the pictures."""
 
-    run: Path = Path("runs/latest")
+    run: Path = Path("runs/latest")  # folder of everything that this run writes
     sockets: str = ""  # folder of the socket files; empty: derived from the run folder
-    task: str = "lift"
+    task: str = "lift"  # one that ships, or a .toml file
     bus: BusSettings = field(default_factory=BusSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     link: LinkSettings = field(default_factory=LinkSettings)

@@ -103,7 +103,7 @@ class Control:
         wishes, replies = self._hear(inputs.events, records)
         fault = self._fault(now_ns, inputs.bus, seen)
         over = self._end(inputs.bus, fault, wishes, records)
-        self._change_mode(now_ns, inputs.bus, seen, self._facts(now_ns, inputs.bus, seen, fault, over, wishes))
+        self._change_mode(now_ns, inputs.bus, seen, self._facts(now_ns, inputs, seen, fault, over, wishes))
         goal_rad = self._move(now_ns, inputs, seen)
         records += self._models.records()
         self._written += len(records)
@@ -197,14 +197,16 @@ class Control:
         return True
 
     def _facts(
-        self, now_ns: int, bus: BusState | None, seen: Observation | Blind, fault: str, over: bool, wishes: Wishes
+        self, now_ns: int, inputs: Inputs, seen: Observation | Blind, fault: str, over: bool, wishes: Wishes
     ) -> Facts:
-        """What decides the next mode. From HOLD an episode begins only on a frame: until then its wish is kept."""
+        """What decides the next mode. From HOLD an episode begins only on a frame, and a takeover only on a drive to
+        follow; until then the wish is kept."""
+        bus, in_hold = inputs.bus, self.mode is Mode.HOLD
         self._scene_ready |= wishes.scene_ready
         self._want_takeover |= wishes.takeover
         wait_s = self._task.reset.scene_wait_s
         waited = wait_s > 0 and now_ns - self._held_since_ns >= wait_s * NS_PER_S
-        can_begin = isinstance(seen, Observation) or self.mode is not Mode.HOLD
+        can_begin = isinstance(seen, Observation) or not in_hold
         if fault:
             self._message = fault
         return Facts(
@@ -214,7 +216,7 @@ class Control:
             reset_done=self._reset_turn.arrived,
             scene_ready=can_begin and (waited or self._scene_ready),
             policy_ready=self._models.policy.current is not None,
-            takeover=can_begin and self._want_takeover,
+            takeover=can_begin and self._want_takeover and not (in_hold and self._drive_trouble(now_ns, inputs)),
             release=wishes.release,
             resume=wishes.scene_ready,
             episode_over=over,

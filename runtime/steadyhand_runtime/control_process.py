@@ -177,9 +177,7 @@ class ControlProcess:
         contract = self._task.contract()
         self._quarantine = Quarantine(paths.models / "quarantine.txt")
         self._rate = Rate(self._clock, self._task.rate_hz)
-        self._standby = Standby(
-            Registry(paths.models), contract, self._quarantine, missed=lambda: self._rate.missed
-        )
+        self._standby = Standby(Registry(paths.models), contract, self._quarantine, missed=lambda: self._rate.missed)
         counter = EpisodeCounter(paths.edge / "episode")
         models = Models(self._standby, self._quarantine)
         self.control = Control(self._task, settings.control, models, settings.run_id, counter.last + 1)

@@ -173,7 +173,7 @@ def children(chosen: RuntimeSettings, path: Path) -> list[Child]:
 
 
 def stop_order(processes: Sequence[Process]) -> list[Process]:
-    """Control first, then the link with what control left, the bus last: torque goes off when nobody asks for motion."""
+    """Control first, then the link with what control left, the bus last: torque goes off once nobody moves the arm."""
     rank = {"control": 0, "link": 1, "camera": 2, "bus": 3}
     return sorted(processes, key=lambda p: rank.get(p.child.name, 2))
 
@@ -242,7 +242,8 @@ def _only_one(path: Path) -> TextIO:
     except OSError:
         file.close()
         raise UserError(
-            f"{path.parent.parent}: another `steadyhand runtime` works in this run folder: stop it, or choose another --run"
+            f"{path.parent.parent}: another `steadyhand runtime` works in this run folder: "
+            "stop it, or choose another one with --run"
         ) from None
     return file
 

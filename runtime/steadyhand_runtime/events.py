@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TypeVar
 
 from steadyhand_models.messages import EndReason, EventKind, EventReply, Label, LabelKind, Mode, OperatorEvent
 
@@ -11,6 +12,7 @@ from steadyhand_runtime.clock import NS_PER_S
 from steadyhand_runtime.episode import EndedBy
 
 REMEMBERED = 512
+Value = TypeVar("Value")
 _FRAME_LABELS = {
     EventKind.SUCCESS: LabelKind.SUCCESS,
     EventKind.FAILURE: LabelKind.FAILURE,
@@ -172,7 +174,7 @@ def _was_seen_in(event: OperatorEvent, episode: EpisodeRef) -> bool:
     return event.stamp_ns - round(event.reaction_s * NS_PER_S) >= episode.started_ns
 
 
-def _remember(book: OrderedDict, key: str, value: object) -> None:  # type: ignore[type-arg]
+def _remember(book: OrderedDict[str, Value], key: str, value: Value) -> None:
     book[key] = value
     if len(book) > REMEMBERED:
         book.popitem(last=False)

@@ -232,7 +232,7 @@ class Link:
                 every_s=10.0,
                 address=self._settings.address,
                 for_s=(now_ns - self._down_since_ns) / 1e9,
-                kept=self._spool.last_number - self.acked,
+                kept=self._spool.pending,
                 reason="no answer" if self._reachable else "no trainer listens there",
             )
 
@@ -313,6 +313,7 @@ class Link:
     def _turned_away(self, reason: str) -> None:
         """Introduce ourselves again later: soon to a trainer that forgot a known edge, else when somebody mended it."""
         forgotten, self._welcomed = self._welcomed, False
+        self._down_since_ns = self._now_ns() if forgotten else self._down_since_ns
         self._fetcher.interrupted()
         self._hello_due_ns = self._now_ns() + (HELLO_PERIOD_NS if forgotten else REFUSED_PERIOD_NS)
         if not forgotten:
@@ -367,8 +368,8 @@ def main(argv: Sequence[str]) -> int:
             time.sleep(POLL_MS / 1e3)
         if stats.due(now_ns := time.monotonic_ns()):
             stats.write(link.figures(), now_ns)
-    complete = link.drain(settings.link.drain_s if link.connected else 0.0)
-    log.info("link.stopped", complete=complete, kept=spool.last_number - link.acked)
+    link.drain(settings.link.drain_s if link.connected else 0.0)
+    log.info("link.stopped", acked=link.acked, kept=spool.pending)
     stats.write(link.figures(), time.monotonic_ns())
     link.close()
     spool.close()

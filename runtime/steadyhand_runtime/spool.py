@@ -86,8 +86,7 @@ class Spool:
     @property
     def pending(self) -> int:
         """Records that are kept."""
-        with self._lock, self._clear_errors():
-            return int(self._db.execute("SELECT count(*) FROM records").fetchone()[0])
+        return self.last_number - self.trimmed
 
     def sync(self) -> None:
         """Bring everything that was committed, by any process, to the disk."""

@@ -100,12 +100,14 @@ def _balanced_accuracy(said: npt.NDArray[np.bool_], labels: I8) -> float:
 def choose_rule(episodes: Sequence[Judged], like: reward.Rule, settings: GateSettings) -> reward.Rule:
     """The rule `like` with the threshold of THRESHOLDS that suits held-out episodes.
 
-    Of those whose bound meets the budget it is one that finds most; when none can, as with few episodes, one that does
-    the least harm. Equals are settled by the middle one, the farthest from either mistake.
+    Of those whose bound meets the budget it is one that finds most. When none can, as with few episodes, or only by
+    missing most of what can be found, it is one that does the least harm. Equals are settled by the middle one, the
+    farthest from either mistake.
     """
     rules = [dataclasses.replace(like, threshold=t) for t in THRESHOLDS]
     judged = [judge(episodes, rule) for rule in rules]
-    within = [q.false_bound <= settings.false_success_budget for q in judged]
+    useful = max(q.recall for q in judged) / 2
+    within = [q.false_bound <= settings.false_success_budget and q.recall >= useful for q in judged]
     if any(within):
         costs = [1.0 - q.recall if ok else math.inf for q, ok in zip(judged, within)]
     else:

@@ -354,13 +354,22 @@ class Trainer:
                     self.memory.consume(entry)
 
     def _finish(self) -> None:
-        """A last policy from a last checkpoint."""
+        """A last checkpoint, which knows all that has arrived, and a last policy."""
         if self.phase is Phase.LEARN:
+            self._drain()
             self._save()
             if self.schedule.fresh(self.learner.updates) > 0:
                 self._publish(Channel.POLICY)
         self._reporter.report(self._view(), time.monotonic())
         log.info("trainer.stopped", steps=self.memory.tally.steps, updates=self.learner.updates)
+
+    def _drain(self) -> None:
+        """Take in what is committed by now; it is not waited for more."""
+        while entries := self._journal.after(self.memory.position, ENTRIES_PER_TURN):
+            for entry in entries:
+                self._consume(entry)
+            if len(entries) < ENTRIES_PER_TURN:
+                return
 
     def _check_registry(self, registry: Registry) -> None:
         for channel in Channel:

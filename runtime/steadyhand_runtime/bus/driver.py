@@ -24,9 +24,10 @@ Flags = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 MARGIN_NS = 4_000_000  # beyond wire time: USB frames, the servos' unknown reply gap, the scheduler
+PATIENT_MARGIN_NS = 20_000_000  # where an answer matters more than the next tick: arming, stopping, disarming
 FULL_TORQUE = 1000  # register 48 counts 0.1 %
 CURRENT_A = 0.0065  # a count of register 69, memory table v220328
-TORQUE_TRIES = 2
+TRIES = 3
 
 _TABLE = sts3215()
 _FAST_ADDRESS = _TABLE["present_position"].address
@@ -145,16 +146,13 @@ class Driver:
                 found.append(Trouble(joint.name, joint.id, reason))
         return found
 
-    def cycle(self, goal_rad: F64 | None, slow: bool = False) -> Reading:
+    def cycle(self, goal_rad: F64 | None, slow: bool = False, margin_ns: int = MARGIN_NS) -> Reading:
         """Send a finite goal (None: none) and read every servo. Never raises for servos, only for a lost port."""
         self.cycles += 1
         slow = slow or (self._slow_every > 0 and self.cycles % self._slow_every == 0)
         request = (self._slow if slow else self._fast)[self._rotation]
         out = request.out if goal_rad is None else self._goal_bytes(goal_rad) + request.out
-        start_ns = self._clock.now_ns()
-        self._transport.write(out)
-        wire_ns = (len(out) + request.reader.expected_bytes) * self._byte_ns
-        data = self._transport.read(request.reader.expected_bytes, start_ns + wire_ns + MARGIN_NS)
+        data = self._ask(out, request.reader, margin_ns)
         stamp_ns = self._clock.now_ns()
         if request.reader.is_sound(data):
             self._take_sound(request.reader, data, stamp_ns)
@@ -185,8 +183,8 @@ class Driver:
 
     def fresh_position(self) -> F64 | None:
         """Angles (J,) that every servo reported just now, or None."""
-        for _ in range(TORQUE_TRIES + 1):
-            reading = self.cycle(None)
+        for _ in range(TRIES):
+            reading = self.cycle(None, margin_ns=PATIENT_MARGIN_NS)
             if reading.all_valid:
                 return reading.position_rad
         return None
@@ -209,7 +207,7 @@ class Driver:
         self._transport.drain()
         trouble = []
         for j, joint in enumerate(self.arm.joints):
-            if not any(self._torque_off(joint.id) for _ in range(TORQUE_TRIES)):
+            if not any(self._torque_off(joint.id) for _ in range(TRIES)):
                 trouble.append(self._trouble(j, "did not confirm torque off: switch the arm's power off"))
         return trouble
 
@@ -301,12 +299,9 @@ class Driver:
         address = _TABLE[first].address
         size = _TABLE[last].end - address
         answers: list[bytes | None] = [None] * len(self.arm.joints)
-        for _ in range(TORQUE_TRIES + 1):
+        for _ in range(TRIES):
             request = _Request(self._orders[self._rotation], address, size)
-            wire_ns = (len(request.out) + request.reader.expected_bytes) * self._byte_ns
-            deadline_ns = self._clock.now_ns() + wire_ns + MARGIN_NS
-            self._transport.write(request.out)
-            data = self._transport.read(request.reader.expected_bytes, deadline_ns)
+            data = self._ask(request.out, request.reader, PATIENT_MARGIN_NS)
             for frame in request.reader.sound_blocks(data):
                 if frame is not None:
                     answers[self._index[frame.id]] = frame.params
@@ -315,17 +310,24 @@ class Driver:
             self._resynchronise()
         return answers
 
+    def _ask(self, out: bytes | bytearray, reader: protocol.BlockReader, margin_ns: int) -> bytes:
+        """Send a request and read its answer, past whole answers to earlier requests that come in late."""
+        wire_ns = (len(out) + reader.expected_bytes) * self._byte_ns
+        deadline_ns = self._clock.now_ns() + wire_ns + margin_ns
+        self._transport.write(out)
+        data = self._transport.read(reader.expected_bytes, deadline_ns)
+        while len(data) == reader.expected_bytes and not reader.is_sound(data) and not any(reader.sound_blocks(data)):
+            data = self._transport.read(reader.expected_bytes, deadline_ns)
+        return data
+
     def _write_all(self, address: int, values: list[bytes]) -> None:
         self._transport.write(protocol.sync_write(address, zip(self.arm.ids, values)))
 
     def _torque_off(self, servo_id: int) -> bool:
         """One acknowledged torque-off; alarms in the answer do not matter."""
+        acknowledgement = protocol.BlockReader((servo_id,), 0)
         request = protocol.write(servo_id, _TORQUE, b"\x00")
-        wire_ns = (len(request) + protocol.OVERHEAD_BYTES) * self._byte_ns
-        deadline_ns = self._clock.now_ns() + wire_ns + MARGIN_NS
-        self._transport.write(request)
-        frames, _ = protocol.split_frames(self._transport.read(protocol.OVERHEAD_BYTES, deadline_ns))
-        if any(f.id == servo_id and not f.params for f in frames):
+        if acknowledgement.is_sound(self._ask(request, acknowledgement, PATIENT_MARGIN_NS)):
             return True
         self._resynchronise()
         return False

@@ -121,7 +121,7 @@ def _move(last: Command, wanted_rad_s: F64, dt_s: float, limits: Limits, reasons
 class Health:
     """When the servos' own reports stop the arm: silence, a lasting alarm, heat."""
 
-    silence_s: float = 0.25
+    silence_s: float = 0.5
     alarm_s: float = 0.5
     max_temperature_c: float = 65.0
 

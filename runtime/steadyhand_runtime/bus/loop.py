@@ -24,6 +24,7 @@ ARRIVE_PERIODS = 1.2  # reaching it a little after the next is due keeps the mot
 MAX_GOAL_AGE_S = 1.0
 RAMP_STEPS = 10
 PERCENTILE_TICKS = 100
+WAIT_PERIODS = 0.6  # for late replies, beyond their time on the wire
 REMEMBERED_COMMANDS = 256
 
 
@@ -47,7 +48,7 @@ class MotionSettings:
     arm_torque: Annotated[float, Field(ge=0, le=1)] = 0.1
     yield_torque: Annotated[float, Field(ge=0, le=1)] = 0.3
     yield_after_s: Annotated[float, Field(gt=0, le=60)] = 2.0
-    silence_s: Annotated[float, Field(gt=0, le=2)] = 0.25
+    silence_s: Annotated[float, Field(gt=0, le=2)] = 0.5
     alarm_s: Annotated[float, Field(gt=0, le=10)] = 0.5
     max_temperature_c: Annotated[float, Field(gt=30, le=80)] = 65.0
 
@@ -66,6 +67,7 @@ class BusLoop:
         self.driver = driver
         self.motion = motion or MotionSettings()
         self.dt_s = 1.0 / rate_hz
+        self._margin_ns = round(WAIT_PERIODS / rate_hz * NS_PER_S)
         self.phase = Phase.DISARMED
         self.fault = ""
         self.refusals: Counter[Refusal] = Counter()
@@ -140,7 +142,7 @@ class BusLoop:
         reasons = self._next_command(now_ns)
         self._ramp_torque()
         following = self._energised and self.phase in (Phase.ARMING, Phase.ARMED)
-        reading = self.driver.cycle(self._command.q_rad if following else None)
+        reading = self.driver.cycle(self._command.q_rad if following else None, margin_ns=self._margin_ns)
         if not following:
             self._command = rest(reading.position_rad)
         self._watch(reading, now_ns)

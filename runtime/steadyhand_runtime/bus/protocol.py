@@ -125,9 +125,10 @@ def split_frames(data: bytes | bytearray) -> tuple[list[Frame], bytes]:
     at = 0
     end = len(data)
     while True:
-        at = data.find(HEADER, at)
+        begin, at = at, data.find(HEADER, at)
         if at < 0:
-            return frames, bytes(data[-1:]) if data[-1:] == b"\xff" else b""
+            half_header = end > begin and data[-1] == 0xFF
+            return frames, b"\xff" if half_header else b""
         if at + 4 > end:
             return frames, bytes(data[at:])
         length = data[at + 3]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 QUIET_NS = 1_000_000  # a bus this long without a byte is silent; a USB full-speed frame
 DRAIN_LIMIT_NS = 4_000_000
 MAX_VMIN = 255
+MAX_OLD_BYTES = 4096
 
 
 class BusError(Exception):
@@ -27,11 +28,15 @@ class BusError(Exception):
 
 
 class Transport(Protocol):
-    """A half-duplex byte link. `read` returns what came by the deadline, at most n bytes."""
+    """A half-duplex byte link."""
 
-    def write(self, data: bytes | bytearray) -> None: ...
+    def write(self, data: bytes | bytearray) -> None:
+        """Send everything. What has come in before cannot answer it and is discarded."""
+        ...
 
-    def read(self, n: int, deadline_ns: int) -> bytes: ...
+    def read(self, n: int, deadline_ns: int) -> bytes:
+        """What came by the deadline, at most n bytes."""
+        ...
 
     def drain(self) -> int:
         """Discard input until the bus is silent; returns how many bytes there were."""
@@ -51,9 +56,11 @@ class SerialTransport:
         self._vmin = -1
 
     def write(self, data: bytes | bytearray) -> None:
-        """Send everything. Raises BusError when the port is gone."""
+        """Discard old input, then send everything. Raises BusError when the port is gone."""
         sent = 0
         try:
+            for _ in self._available(MAX_OLD_BYTES):
+                pass
             while sent < len(data):
                 sent += os.write(self._fd, memoryview(data)[sent:])
         except BlockingIOError:
@@ -147,7 +154,9 @@ class InProcessTransport:
 
     def write(self, data: bytes | bytearray) -> None:
         self._wire_ns = max(self._wire_ns, self._clock.now_ns())
+        self._replies = [r for r in self._replies if r.ready_ns > self._wire_ns]
         self._replies += self._chain.feed(data, self._wire_ns)
+        self._unread = b""
 
     def read(self, n: int, deadline_ns: int) -> bytes:
         """Up to n bytes of what is ready by the deadline, which counts from the wire's time."""

@@ -1,51 +1,59 @@
 """Lockstep: the whole robot in one process on a clock that only moves when told, faster than real time.
 
-The servo protocol, the bus loop and the control tick are the real ones; only sockets, threads and waiting are left out.
+The servo protocol, the bus loop and the control tick are the real ones, and so is the link to the trainer; sockets
+between the robot's own processes, threads and waiting are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import Field
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import Calibration
-from steadyhand_models import frames
+from steadyhand_models import frames, settings
+from steadyhand_models import task as tasks
 from steadyhand_models.messages import (
     BusAction,
     BusCommand,
     BusState,
+    ControlStatus,
     Drive,
     Frame,
     OperatorEvent,
+    Step,
     Truth,
 )
+from steadyhand_models.registry import Registry
 from steadyhand_models.task import Task
 
 from steadyhand_runtime.bus.driver import Driver
 from steadyhand_runtime.bus.loop import BusLoop
 from steadyhand_runtime.bus.transport import InProcessTransport
 from steadyhand_runtime.clock import NS_PER_S, ManualClock
+from steadyhand_runtime.config import ControlSettings, LinkSettings, RunPaths
 from steadyhand_runtime.control import Control, Inputs, Outputs
+from steadyhand_runtime.link import Link
+from steadyhand_runtime.recorder import EpisodeCounter, Recorder
+from steadyhand_runtime.sim.operator import OperatorSettings, ScriptedOperator
+from steadyhand_runtime.sim.robot import TruthLog, scene_settings, truth_message
 from steadyhand_runtime.sim.scene import SceneSettings
 from steadyhand_runtime.sim.servos import VirtualChain
 from steadyhand_runtime.sim.world import World
-from steadyhand_runtime.telemetry import Log
+from steadyhand_runtime.spool import Spool
+from steadyhand_runtime.swap import Models, Quarantine, Standby
+from steadyhand_runtime.telemetry import Log, write_json
 
 BUS_RATE_HZ = 100.0
-
-
-def scene_of(task: Task) -> SceneSettings:
-    """The simulated table of a task."""
-    scene = task.scene
-    return SceneSettings(
-        cube_side_m=scene.cube_m,
-        cube_area_centre_m=scene.cube_centre_m,
-        cube_area_m=scene.cube_area_m,
-        cube_yaw_rad=scene.cube_yaw_rad,
-        lift_m=scene.success_lift_m,
-        image_px=task.cameras[0].native_px,
-    )
+CREDIT_WAIT_MS = 20
+REPORT_EPISODES = 10
 
 
 class WireTime(InProcessTransport):
@@ -59,24 +67,29 @@ class WireTime(InProcessTransport):
 
 
 class LockstepRobot:
-    """Arm, cameras, bus and control on one manual clock. `step` is one control period."""
+    """Arm, cameras, bus and control on one manual clock. `step` is one control period.
 
-    def __init__(self, task: Task, control: Control, seed: int, scene: SceneSettings | None = None, log: Log | None = None) -> None:
+    `native` holds the newest picture (H, W, 3) of every camera as it was before preparation.
+    """
+
+    def __init__(
+        self, task: Task, control: Control, seed: int, scene: SceneSettings | None = None, log: Log | None = None
+    ) -> None:
+        """Raises SimError where the simulation cannot run."""
         self.control = control
         self.clock = ManualClock()
-        self.world = World(scene or scene_of(task), seed)
-        transport = WireTime(VirtualChain(self.world), self.clock)
+        self.world = World(scene or scene_settings(task), seed)
+        self.native: dict[str, npt.NDArray[np.uint8]] = {}
         arm = load_arm()
+        transport = WireTime(VirtualChain(self.world), self.clock)
         driver = Driver(transport, arm, Calibration.default(len(arm.joints)), self.clock)
         self.bus = BusLoop(driver, BUS_RATE_HZ, log=log)
         self.bus.start()
+        self._state: BusState = self.bus.tick(self.clock.now_ns())
         self._cameras = task.contract().cameras
         self._bus_ticks = round(BUS_RATE_HZ / task.rate_hz)
-        self._state: BusState = self.bus.tick(self.clock.now_ns())
         self._next_ns = self.clock.now_ns()
-        self._commands = 0
-        self._pictures = 0
-        self.native: dict[str, np.ndarray] = {}
+        self._commands = self._pictures = 0
 
     @property
     def now_ns(self) -> int:
@@ -85,7 +98,7 @@ class LockstepRobot:
     def step(
         self, events: Sequence[OperatorEvent] = (), drive: Drive | None = None, commands: Sequence[BusAction] = ()
     ) -> Outputs:
-        """One control tick on fresh pictures, then the bus ticks of its period. Raises SimError without GL."""
+        """One control tick on fresh pictures, then the bus ticks of its period."""
         now_ns = self.clock.now_ns()
         for action in commands:
             self._commands += 1
@@ -103,22 +116,12 @@ class LockstepRobot:
 
     def truth(self) -> Truth:
         """What is true now, for the scripted operator and the experiment's records only."""
-        true = self.world.truth()
-        return Truth(
-            stamp_ns=self.clock.now_ns(),
-            cube_xyz_m=true.cube_xyz_m.astype(np.float32),
-            tip_xyz_m=true.tip_xyz_m.astype(np.float32),
-            jaw_rad=true.jaw_rad,
-            lifted_m=true.lifted_m,
-            grasped=true.grasped,
-            success=true.success,
-        )
+        return truth_message(self.world.truth(), self.clock.now_ns())
 
     def close(self) -> None:
         self.world.close()
 
     def _look(self, now_ns: int) -> dict[str, Frame]:
-        """Fresh pictures of every camera, prepared; the native ones stay in `native`."""
         self._pictures += 1
         pictures = {}
         for camera in self._cameras:
@@ -126,3 +129,139 @@ class LockstepRobot:
             pixels = frames.prepare(self.native[camera.name], camera)
             pictures[camera.name] = Frame(camera.name, self._pictures, now_ns, pixels)
         return pictures
+
+
+@dataclass(frozen=True)
+class LockstepSettings:
+    """Robot and scripted operator in lockstep with a trainer.
+
+    Example: steadyhand sim lockstep --run runs/try --steps 3000 --link.address tcp://127.0.0.1:5570
+    """
+
+    run: Path = Path("runs/latest")
+    task: str = "lift"
+    seed: Annotated[int, Field(ge=0)] = 0
+    steps: Annotated[int, Field(ge=0)] = 0  # recorded steps after which to stop; 0: when interrupted
+    trainer: bool = True  # false: no trainer, every step is taken at once and kept in the spool
+    control: ControlSettings = field(default_factory=ControlSettings)
+    link: LinkSettings = field(default_factory=LinkSettings)
+    operator: OperatorSettings = field(default_factory=OperatorSettings)
+
+
+class Session:
+    """One run: robot, scripted operator, spool and link. Use as a context manager.
+
+    The trainer's credit says how many steps may be recorded; models are looked for only when it was waited for, so that
+    equal seeds swap at equal steps.
+    """
+
+    def __init__(self, chosen: LockstepSettings, log: Log) -> None:
+        """Raises UserError, SettingsError, SpoolError or SimError, each naming the fix."""
+        self._chosen, self._log = chosen, log
+        task = tasks.load(chosen.task)
+        paths = self._paths = RunPaths(chosen.run)
+        paths.prepare()
+        contract, registry, run = task.contract(), Registry(paths.models), chosen.run.resolve().name
+        quarantine = Quarantine(paths.models / "quarantine.txt")
+        self._standby = Standby(registry, contract, quarantine)
+        counter = EpisodeCounter(paths.edge / "episode")
+        models = Models(self._standby, quarantine)
+        control = Control(task, chosen.control, models, run, counter.last + 1)
+        self.robot = LockstepRobot(task, control, chosen.seed, log=log)
+        # A number of its own per process keeps a resumed run's events from repeating the ones before.
+        self._operator = ScriptedOperator(task, chosen.operator, chosen.seed, f"s{chosen.seed}e{counter.last}")
+        self._spool = Spool(paths.spool, durable=False)
+        self._recorder = Recorder(self._spool, counter)
+        self._link = Link(chosen.link, run, contract, self._spool, registry, log) if chosen.trainer else None
+        self._truth = TruthLog(paths.truth)
+        self._status: ControlStatus | None = None
+        self.steps = self.episodes = self.ticks = 0
+        self._ends: dict[str, int] = {}
+
+    def turn(self, stop: Callable[[], bool] = lambda: False) -> Outputs | None:
+        """One control period; None when told to stop while waiting for credit."""
+        if self._link is not None and not self._may_go_on(self._link, stop):
+            return None
+        if self.ticks == 0:
+            self._standby.look()
+        truth = self.robot.truth()
+        self._truth.add(truth)
+        acts = self._operator.tick(self.robot.now_ns, truth, self._status)
+        if acts.place_cube:
+            self.robot.world.place_cube()
+        outputs = self.robot.step(acts.events, acts.drive, acts.commands)
+        self._status = outputs.status
+        self.ticks += 1
+        self._recorder.write(outputs.records)
+        for record in outputs.records:
+            if isinstance(record, Step):
+                self._count(record, outputs.status)
+        return outputs
+
+    def serve(self, stop: Callable[[], bool]) -> None:
+        """Go on until `stop()` or the wanted number of steps."""
+        wanted = self._chosen.steps
+        while not stop() and not (wanted and self.steps >= wanted) and self.turn(stop) is not None:
+            pass
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._recorder.write(self.robot.control.stop())
+        complete = True
+        if self._link is not None:
+            complete = self._link.drain(self._chosen.link.drain_s if self._link.connected else 0.0)
+            self._link.close()
+        status = self._status
+        figures = {
+            "ticks": self.ticks,
+            "missed_ticks": 0,
+            "steps": self.steps,
+            "episodes": self.episodes,
+            "ends": self._ends,
+            "policy_version": status.policy_version if status else 0,
+            "classifier_version": status.classifier_version if status else 0,
+        }
+        self._log.info("lockstep.stopped", complete=complete, steps=self.steps, episodes=self.episodes)
+        write_json(self._paths.edge / "control.json", figures)
+        self._truth.close()
+        self._spool.close()
+        self.robot.close()
+
+    def _may_go_on(self, link: Link, stop: Callable[[], bool]) -> bool:
+        """Pump the link; when the credit is used up, wait for more and for the models that came before it."""
+        link.poll(0)
+        if self.steps < link.credit:
+            return True
+        while self.steps >= link.credit:
+            if stop():
+                return False
+            self._log.info("lockstep.waiting", every_s=30.0, steps=self.steps, connected=link.connected)
+            link.poll(CREDIT_WAIT_MS)
+        self._standby.look()
+        return True
+
+    def _count(self, step: Step, status: ControlStatus) -> None:
+        self.steps += 1
+        if step.end is None:
+            return
+        self.episodes += 1
+        self._ends[step.end.value] = self._ends.get(step.end.value, 0) + 1
+        if self.episodes % REPORT_EPISODES == 0:
+            self._log.info(
+                "lockstep.progress", steps=self.steps, episodes=self.episodes, last=status.last_end,
+                policy=status.policy_version, classifier=status.classifier_version,
+            )  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """`steadyhand sim lockstep`: robot and scripted operator, paced by the trainer's credit."""
+    description = "Robot and scripted operator in one process, as fast as the trainer allows."
+    chosen = settings.parse_command_line(LockstepSettings, argv, "steadyhand sim lockstep", description)
+    stopping: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: stopping.append(signum))
+    with Session(chosen, Log()) as session:
+        session.serve(lambda: bool(stopping))
+    return 0

@@ -1,0 +1,221 @@
+"""Which frames a human's word speaks of, and what an undo leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steadyhand_models import task as tasks
+from steadyhand_models.messages import EndReason, Label, LabelKind, Source, Step
+from steadyhand_training.labels import Course, Ledger, Windows, resolve
+from steadyhand_training.replay import Replay
+
+TICK_NS = 100_000_000
+START_NS = 7_000_000_000
+FRAMES = 30
+
+
+def at(frame: float) -> int:
+    """Stamp of a frame; fractions fall between two."""
+    return START_NS + round(frame * TICK_NS)
+
+
+def word(kind: LabelKind, stamp_ns: int, *, reaction_s: float = 0.3, who: str = "ann", **more: object) -> Label:
+    fields = {"event_id": f"{kind.value}-{who}-{stamp_ns}", "device": "keys", "run": "r", "episode": 4, "contradicts": 1}
+    return Label(kind=kind, stamp_ns=stamp_ns, who=who, reaction_s=reaction_s, **fields | more)  # type: ignore[arg-type]
+
+
+def course(*, demonstration: bool = False, ended: bool = True, frames: int = FRAMES) -> Course:
+    return Course(np.array([at(i) for i in range(frames)]), demonstration, ended)
+
+
+def said(*labels: Label, of: Course | None = None, debounce: int = 2) -> list[int]:
+    return resolve(labels, of or course(), debounce, Windows()).tolist()
+
+
+def marked(plus: range | None = None, minus: range | None = None, frames: int = FRAMES) -> list[int]:
+    out = [0] * frames
+    for i in plus or ():
+        out[i] = 1
+    for i in minus or ():
+        out[i] = -1
+    return out
+
+
+def test_silence_says_nothing() -> None:
+    assert said() == [0] * FRAMES
+
+
+def test_a_demonstrated_success_begins_one_reaction_before_the_key_and_leaves_the_gap_unknown() -> None:
+    key = word(LabelKind.SUCCESS, at(20), reaction_s=0.3)
+    # 20 - 3 = 17; the gap of 0.4 s keeps 13..16 open.
+    assert said(key, of=course(demonstration=True)) == marked(range(17, 30), range(13))
+
+
+def test_a_policys_success_leaves_a_wider_gap() -> None:
+    assert said(word(LabelKind.SUCCESS, at(20), reaction_s=0.3)) == marked(range(17, 30), range(12))
+
+
+def test_a_slower_operator_means_earlier_frames() -> None:
+    quick = said(word(LabelKind.SUCCESS, at(20), reaction_s=0.2))
+    slow = said(word(LabelKind.SUCCESS, at(20), reaction_s=0.6))
+    assert (quick.index(1), slow.index(1)) == (18, 14)
+
+
+@pytest.mark.parametrize("kind", [LabelKind.FAILURE, LabelKind.VERDICT_FAILURE])
+def test_a_failure_speaks_of_every_frame(kind: LabelKind) -> None:
+    assert said(word(kind, at(33))) == marked(minus=range(30))
+
+
+def test_a_verdict_of_success_speaks_of_the_last_debounced_frames() -> None:
+    assert said(word(LabelKind.VERDICT_SUCCESS, at(35)), debounce=3) == marked(range(27, 30))
+
+
+def test_a_false_positive_after_the_end_speaks_of_the_last_ten_frames_however_quick_the_finger() -> None:
+    assert said(word(LabelKind.FALSE_POSITIVE, at(29.5), reaction_s=0.9)) == marked(minus=range(20, 30))
+    assert said(word(LabelKind.FALSE_POSITIVE, at(60), reaction_s=0.2)) == marked(minus=range(20, 30))
+
+
+def test_a_false_positive_while_the_episode_runs_speaks_of_the_second_before_it() -> None:
+    key = word(LabelKind.FALSE_POSITIVE, at(20), reaction_s=0.3)
+    assert said(key, of=course(ended=False)) == marked(minus=range(8, 18))
+    assert said(key) == marked(minus=range(8, 18)), "the episode's end does not move what was said before it"
+
+
+def test_a_false_positive_leaves_short_episodes_whole() -> None:
+    assert said(word(LabelKind.FALSE_POSITIVE, at(9)), of=course(frames=4)) == [-1] * 4
+
+
+def test_a_false_negative_speaks_of_the_frames_up_to_the_key() -> None:
+    assert said(word(LabelKind.FALSE_NEGATIVE, at(20), reaction_s=0.3)) == marked(range(15, 21))
+
+
+def test_a_persons_later_word_wins_where_both_speak() -> None:
+    success, veto = word(LabelKind.SUCCESS, at(15)), word(LabelKind.VERDICT_FAILURE, at(40))
+    assert said(success, veto) == marked(minus=range(30))
+    assert said(veto, success) == marked(minus=range(30)), "it is the stamp that counts, not the order of arrival"
+
+
+def test_a_later_word_leaves_alone_what_it_does_not_speak_of() -> None:
+    both = said(word(LabelKind.FAILURE, at(31)), word(LabelKind.VERDICT_SUCCESS, at(40)))
+    assert both == marked(range(28, 30), range(28))
+
+
+def test_frames_on_which_two_people_differ_are_unknown() -> None:
+    ann, bob = word(LabelKind.FAILURE, at(31)), word(LabelKind.VERDICT_SUCCESS, at(40), who="bob")
+    assert said(ann, bob) == marked(minus=range(28))
+
+
+def test_two_people_who_agree_are_heard_once() -> None:
+    ann, bob = word(LabelKind.FAILURE, at(31)), word(LabelKind.FAILURE, at(40), who="bob")
+    assert said(ann, bob) == marked(minus=range(30))
+
+
+KINDS = st.sampled_from([k for k in LabelKind if k is not LabelKind.UNDO])
+WORDS = st.lists(st.tuples(KINDS, st.floats(-5, 60), st.floats(0, 2), st.sampled_from("ab")), max_size=6)
+
+
+@given(WORDS, st.booleans(), st.booleans(), st.integers(0, 20), st.integers(1, 30))
+def test_any_words_give_every_frame_one_of_three_answers(
+    words: list[tuple[LabelKind, float, float, str]], demonstration: bool, ended: bool, frames: int, debounce: int
+) -> None:
+    labels = [word(kind, at(t), reaction_s=r, who=who) for kind, t, r, who in words]
+    answer = said(*labels, of=course(demonstration=demonstration, ended=ended, frames=frames), debounce=debounce)
+    assert len(answer) == frames
+    assert set(answer) <= {-1, 0, 1}
+
+
+def undo(of: Label, stamp_ns: int, *, named: bool = True) -> Label:
+    return word(LabelKind.UNDO, stamp_ns, undo_of=of.event_id if named else "", who=of.who)
+
+
+def standing(ledger: Ledger) -> list[str]:
+    return [v.event_id for v in ledger.labels(4)]
+
+
+def test_an_undo_takes_back_the_label_that_it_names() -> None:
+    ledger = Ledger(2)
+    first, second = word(LabelKind.FAILURE, at(31)), word(LabelKind.VERDICT_SUCCESS, at(40))
+    for label in (first, second, undo(first, at(50))):
+        ledger.add(label)
+    assert standing(ledger) == [second.event_id]
+
+
+def test_an_undo_that_names_nothing_means_its_authors_latest_word() -> None:
+    ledger = Ledger(2)
+    ann, bob = word(LabelKind.FAILURE, at(31)), word(LabelKind.VERDICT_SUCCESS, at(40), who="bob")
+    for label in (ann, bob, undo(ann, at(50), named=False)):
+        ledger.add(label)
+    assert standing(ledger) == [bob.event_id]
+
+
+def test_undoing_an_undo_brings_the_label_back() -> None:
+    ledger = Ledger(2)
+    label = word(LabelKind.FALSE_POSITIVE, at(31))
+    mistake = undo(label, at(40))
+    for entry in (label, mistake, undo(mistake, at(50))):
+        ledger.add(entry)
+    assert standing(ledger) == [label.event_id]
+    assert [v.event_id for v in ledger.flags()] == [label.event_id]
+
+
+def test_an_undone_flag_is_no_flag_and_its_episode_is_silent() -> None:
+    ledger = Ledger(2)
+    label = word(LabelKind.FALSE_NEGATIVE, at(31))
+    ledger.add(label)
+    assert ledger.episodes == [4]
+    ledger.add(undo(label, at(40)))
+    assert ledger.flags() == []
+    assert ledger.episodes == []
+
+
+def test_a_label_that_is_delivered_twice_counts_once() -> None:
+    ledger = Ledger(2)
+    label = word(LabelKind.FAILURE, at(31))
+    assert ledger.add(label)
+    assert not ledger.add(label)
+    assert len(ledger) == 1
+
+
+def test_frame_labels_follow_the_replays_rows_sources_and_end() -> None:
+    contract = tasks.load("lift").contract()
+    replay, ledger = Replay(contract, 100), Ledger(2)
+    key = word(LabelKind.SUCCESS, at(8), reaction_s=0.2)
+    ledger.add(key)
+    for i in range(12):
+        other = make_step(contract.hash, contract.frames_shape, episode=3, seq=i, source=Source.POLICY, end=None)
+        replay.append(other)
+        end = EndReason.SUCCESS if i == 11 else None
+        replay.append(
+            make_step(contract.hash, contract.frames_shape, episode=4, seq=i, source=Source.DEMONSTRATION, end=end)
+        )
+    assert ledger.frame_labels(4, replay).tolist() == marked(range(6, 12), range(2), frames=12)
+    assert ledger.frame_labels(3, replay).tolist() == [0] * 12
+
+
+def make_step(
+    contract: str, shape: tuple[int, ...], *, episode: int, seq: int, source: Source, end: EndReason | None
+) -> Step:
+    action = None if end else np.zeros(4, np.float32)
+    return Step(
+        run="r",
+        episode=episode,
+        seq=seq,
+        tick=seq,
+        stamp_ns=at(seq),
+        contract=contract,
+        frames=np.zeros(shape, np.uint8),
+        state=np.zeros(18, np.float32),
+        proposed=action,
+        executed=action,
+        source=Source.NONE if end else source,
+        reasons=(),
+        classifier=None,
+        policy_version=0,
+        classifier_version=0,
+        frame_age_s=0.0,
+        state_age_s=0.0,
+        end=end,
+    )

@@ -1,0 +1,123 @@
+"""The report's diagrams as inline SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from steadyhand_training.facts import RunFacts, moving
+
+matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "axes.grid": True, "grid.alpha": 0.3})
+
+BLUE, ORANGE, GREEN, RED, GREY = "#3465a4", "#e07b00", "#3a9a3a", "#c03030", "#888888"
+WIDTH_IN, HEIGHT_IN = 8.4, 3.2
+
+
+def learning_curve(facts: RunFacts) -> str:
+    """Success over time by ground truth, alone and with help, with behaviour cloning's line and the final policy's."""
+    figure, axes = _figure()
+    judged = [e for e in facts.policy_episodes if e.true_success is not None]
+    at = [facts.minutes(e.end_ns) for e in judged]
+    alone = [float(bool(e.true_success) and e.takeover_steps == 0) for e in judged]
+    helped = [float(bool(e.true_success)) for e in judged]
+    axes.plot(at, moving(helped), color=GREY, lw=1.2, label="success, help included (20 episodes)")
+    axes.plot(at, moving(alone), color=BLUE, lw=2.0, label="success alone (20 episodes)")
+    for name, colour, text in (
+        ("behaviour_cloning", ORANGE, "behaviour cloning, evaluated"),
+        ("final", GREEN, "final policy, evaluated"),
+    ):
+        rate = success_rate(facts.evaluations.get(name, {}))
+        if rate is not None:
+            axes.axhline(rate, color=colour, ls="--", lw=1.4, label=f"{text}: {100 * rate:.0f}%")
+    _mark_promotions(axes, facts)
+    axes.set_ylim(-0.03, 1.03)
+    _finish(axes, "minutes", "success by ground truth")
+    return _svg(figure)
+
+
+def takeover_rate(facts: RunFacts) -> str:
+    """Share of steps and of episodes in which the operator drove."""
+    figure, axes = _figure()
+    episodes = facts.policy_episodes
+    at = [facts.minutes(e.end_ns) for e in episodes]
+    steps = moving([float(e.steps) for e in episodes])
+    driven = moving([float(e.takeover_steps) for e in episodes])
+    axes.plot(at, [d / s if s else 0.0 for d, s in zip(driven, steps)], color=BLUE, lw=2.0, label="of steps")
+    axes.plot(at, moving([float(e.takeover_steps > 0) for e in episodes]), color=GREY, lw=1.2, label="of episodes")
+    axes.set_ylim(-0.03, 1.03)
+    _finish(axes, "minutes", "takeovers (20 episodes)")
+    return _svg(figure)
+
+
+def classifier_quality(facts: RunFacts) -> str:
+    """False and missed successes of every classifier version, as shares of the episodes that it judged."""
+    figure, axes = _figure()
+    shown = [q for q in facts.quality if q.episodes]
+    at = np.arange(len(shown))
+    axes.bar(at - 0.2, [q.false_positives / q.episodes for q in shown], 0.4, color=RED, label="false successes")
+    axes.bar(at + 0.2, [q.missed / q.episodes for q in shown], 0.4, color=GREY, label="missed successes")
+    axes.set_xticks(at, [f"v{q.version}\n{q.episodes} ep." for q in shown], fontsize=8)
+    axes.set_ylim(0, 1)
+    _finish(axes, "classifier version", "share of its episodes")
+    return _svg(figure)
+
+
+def lateness(histogram: Sequence[Sequence[float]], period_s: float) -> str:
+    """Histogram of a loop's lateness: (upper edge in s, samples) pairs."""
+    figure, axes = _figure(height_in=2.4)
+    edges = np.array([max(pair[0], 1e-6) for pair in histogram]) * 1e3
+    counts = np.array([pair[1] for pair in histogram])
+    axes.bar(edges, counts, width=edges * 0.09, align="center", color=BLUE)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    if period_s:
+        axes.axvline(period_s * 1e3, color=RED, ls="--", lw=1.2, label="one period")
+    _finish(axes, "late by (ms)", "ticks")
+    return _svg(figure)
+
+
+def updates(facts: RunFacts) -> str:
+    """Updates per second and recorded steps over time, from the trainer's statuses."""
+    figure, axes = _figure(height_in=2.4)
+    rows = [r for r in facts.metrics if r.get("kind") == "status"]
+    at = [facts.minutes(int(r["stamp_ns"])) for r in rows]
+    axes.plot(at, [r.get("updates_per_s", 0.0) for r in rows], color=BLUE, lw=1.2, label="updates per second")
+    _finish(axes, "minutes", "updates/s")
+    return _svg(figure)
+
+
+def success_rate(evaluation: dict[str, object]) -> float | None:
+    """Success of an evaluation's JSON, None without one."""
+    rate = evaluation.get("success_rate", evaluation.get("success"))
+    return float(rate) if isinstance(rate, (int, float)) else None
+
+
+def _mark_promotions(axes: Axes, facts: RunFacts) -> None:
+    swaps = [s for s in facts.swaps if s.channel.value == "classifier" and s.outcome.value == "swapped"]
+    for i, swap in enumerate(swaps):
+        label = "classifier swapped" if i == 0 else None
+        axes.axvline(facts.minutes(swap.stamp_ns), color=RED, lw=0.6, alpha=0.5, label=label)
+
+
+def _figure(height_in: float = HEIGHT_IN) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _finish(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="best", fontsize=8, framealpha=0.8)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,110 @@
+"""A short video of a run from its journal: what the cameras saw in a few telling episodes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+from steadyhand_models.messages import Step
+
+from steadyhand_training.facts import EpisodeFacts, EpisodeKind, RunFacts
+from steadyhand_training.journal import Journal
+from steadyhand_training.run_folder import RunFolder
+
+U8 = npt.NDArray[np.uint8]
+SCALE = 4
+CAPTION_PX = 24
+REST_FRAMES = 6  # shown still at the end of an episode
+CODECS = (("libx264", "mp4", {"crf": "23", "preset": "veryfast"}), ("libvpx-vp9", "webm", {"crf": "33", "b": "0"}))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One episode worth showing, and the words below it."""
+
+    episode: EpisodeFacts
+    caption: str
+
+
+@dataclass(frozen=True)
+class Video:
+    data: bytes
+    mime: str
+
+
+def choose(facts: RunFacts) -> list[Scene]:
+    """First demonstration, first try, a takeover, a false success, and the last success alone; those that there are."""
+    shown = facts.episodes
+    picks = [
+        _first("demonstration", [e for e in shown if e.kind is EpisodeKind.DEMONSTRATION and e.true_success]),
+        _first("first policy, alone", [e for e in shown if e.alone and e.end]),
+        _first("with a takeover", [e for e in shown if e.takeover_steps and e.end]),
+        _first("classifier fooled", [e for e in shown if e.false_positive]),
+        _first("last success alone", [e for e in reversed(shown) if e.alone and e.true_success]),
+    ]
+    return [scene for scene in picks if scene is not None]
+
+
+def _first(caption: str, episodes: Sequence[EpisodeFacts]) -> Scene | None:
+    if not episodes:
+        return None
+    episode = episodes[0]
+    version = f", policy v{episode.policy_version}" if episode.policy_version else ""
+    return Scene(episode, f"{caption}: episode {episode.number}{version}")
+
+
+def make(facts: RunFacts, rate_hz: float) -> Video | None:
+    """The video in real time; None when nothing was recorded or no encoder is there."""
+    journal_path = RunFolder(facts.folder).journal
+    if not journal_path.is_file():
+        return None
+    journal = Journal(journal_path)
+    try:
+        pictures = [picture for scene in choose(facts) for picture in _pictures(journal, facts.run, scene)]
+    finally:
+        journal.close()
+    return encode(pictures, rate_hz) if pictures else None
+
+
+def encode(pictures: Sequence[U8], rate_hz: float) -> Video | None:
+    """Pictures (H, W, 3) of one size as a video that browsers play; None without an encoder for one."""
+    for codec, container, options in CODECS:
+        if codec not in av.codecs_available:
+            continue
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=container) as output:
+            stream = output.add_stream(codec, rate=round(rate_hz), options=options)
+            stream.height, stream.width = pictures[0].shape[:2]
+            stream.pix_fmt = "yuv420p"
+            for picture in pictures:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            output.mux(stream.encode(None))
+        return Video(buffer.getvalue(), f"video/{container}")
+    return None
+
+
+def _pictures(journal: Journal, run: str, scene: Scene) -> list[U8]:
+    found = []
+    for entry in journal.episode(run, scene.episode.number):
+        message = entry.message
+        if isinstance(message, Step):
+            found.append(_picture(message, scene.caption))
+    return found + found[-1:] * REST_FRAMES
+
+
+def _picture(step: Step, caption: str) -> U8:
+    """All cameras side by side, enlarged, above a line of text."""
+    row = np.concatenate(list(step.frames), axis=1)
+    large = row.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    height, width = large.shape[:2]
+    image = Image.new("RGB", (width, height + CAPTION_PX), (24, 24, 28))
+    image.paste(Image.fromarray(large), (0, 0))
+    probability = "" if step.classifier is None else f"  p = {float(step.classifier.mean()):.2f}"
+    text = f"{caption}  step {step.seq}  {step.source.value}{probability}"
+    ImageDraw.Draw(image).text((6, height + 6), text, fill=(235, 235, 235))
+    return np.asarray(image, np.uint8)
