@@ -242,5 +242,7 @@ def test_credit_reaches_a_robot_that_is_there_and_one_that_comes_later(house: Ho
 
 def test_a_busy_address_is_refused_in_words(house: House, tmp_path: Path) -> None:
     assert house.ingest is not None
-    with pytest.raises(UserError, match="stop what uses it"):
+    with pytest.raises(UserError, match=r"listen: tcp://127.0.0.1:\d+ is in use"):
         Ingest(CONTRACT, tmp_path / "other.sqlite", house.registry, house.ingest.endpoint)
+    with pytest.raises(UserError, match="write tcp://HOST:PORT"):
+        Ingest(CONTRACT, tmp_path / "other.sqlite", house.registry, "nonsense")

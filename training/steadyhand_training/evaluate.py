@@ -37,13 +37,13 @@ class EvaluateSettings:
     seed: Annotated[int, Field(ge=0)] = 1000
     task: str = "lift"
     json: Path | None = None  # where the result is written for programs
-    video: Path | None = None  # .npz file for pictures of the first episodes
-    video_episodes: Annotated[int, Field(ge=1, le=100)] = 4
+    frames: Path | None = None  # .npz file for the front camera's pictures of the first episodes
+    frame_episodes: Annotated[int, Field(ge=1, le=100)] = 4
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A policy's autonomous success, with its 95% Wilson interval. Times are of successful episodes; NaN without any."""
+    """A policy's autonomous success with its 95% Wilson interval; times are of successful episodes, NaN without any."""
 
     version: int
     training_step: int
@@ -121,8 +121,8 @@ def _command(settings: EvaluateSettings, version: int, result: Path) -> list[str
         "--task": settings.task,
         "--json": result,
     }
-    if settings.video is not None:
-        options |= {"--video": settings.video, "--video-episodes": settings.video_episodes}
+    if settings.frames is not None:
+        options |= {"--frames": settings.frames, "--frame-episodes": settings.frame_episodes}
     return [*STEADYHAND, "sim", "evaluate", *(str(word) for pair in options.items() for word in pair)]
 
 

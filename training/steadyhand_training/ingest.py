@@ -305,7 +305,10 @@ def bind(socket: zmq.Socket[bytes], address: str, setting: str) -> None:
         socket.bind(address)
     except zmq.ZMQError as error:
         socket.close(linger=0)
-        raise UserError(
-            f"{setting} = {address}: {error.strerror}; stop what uses it or choose another address, "
-            "for example tcp://127.0.0.1:5580"
-        ) from None
+        if error.errno == zmq.EADDRINUSE:
+            reason = "is in use; stop the program that holds it, or choose another address"
+        else:
+            reason = (
+                f"cannot be listened on ({error.strerror}); write tcp://HOST:PORT, for example tcp://127.0.0.1:5570"
+            )
+        raise UserError(f"{setting}: {address} {reason}") from None

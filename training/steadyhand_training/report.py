@@ -47,7 +47,7 @@ def summarise(facts: RunFacts) -> dict[str, Any]:
     records = facts.counts.steps + facts.counts.labels + facts.counts.swaps + facts.counts.unreadable
     return {
         "run": facts.run,
-        **{k: v for k, v in facts.run_info.items() if k in ("task", "seed", "classifier", "minutes", "outcome")},
+        "demo": facts.run_info,
         "duration_s": facts.duration_s,
         "steps": {
             "recorded": facts.recorded,

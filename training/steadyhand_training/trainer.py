@@ -297,7 +297,8 @@ class Trainer:
         """Let the robot go on once everything it did has been learned from."""
         steps = self.memory.tally.steps
         if self._lockstep and steps >= self._credit:
-            self._credit = steps + self.settings.lockstep.ahead_steps
+            # One by one while collecting, so that the robot stands still when the last demonstration has come.
+            self._credit = steps + (self.settings.lockstep.ahead_steps if self.phase is Phase.LEARN else 1)
             self.ingest.credit(self._credit)
 
     # -- crashes and ends ------------------------------------------------------------------------------------------
