@@ -26,7 +26,7 @@ from steadyhand_models.registry import Registry
 from steadyhand_models.task import Task
 from steadyhand_runtime.config import ControlSettings
 from steadyhand_runtime.control import Control, Inputs, Outputs
-from steadyhand_runtime.inference import NotFinite
+from steadyhand_runtime.inference import ModelFailure
 from steadyhand_runtime.reset import ResetMotion
 from steadyhand_runtime.swap import Models, Pace, Quarantine, Staged, Standby
 
@@ -35,11 +35,28 @@ Z6 = np.zeros(6)
 
 
 def bus_state(stamp_ns: int, q: np.ndarray, **changes: Any) -> BusState:
-    fields: dict[str, Any] = dict(
-        tick=1, stamp_ns=stamp_ns, position_rad=q, velocity_rad_s=Z6, load=Z6, valid=np.ones(6, bool), age_s=Z6,
-        alarms=np.zeros(6, np.int64), goal_rad=q, armed=True, estopped=False, fault="", refusals=(), missed_ticks=0,
-        lateness_s=0.0, late_p50_s=0.0, late_p99_s=0.0, temperature_c=Z6, voltage_v=Z6, current_a=Z6,
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "tick": 1,
+        "stamp_ns": stamp_ns,
+        "position_rad": q,
+        "velocity_rad_s": Z6,
+        "load": Z6,
+        "valid": np.ones(6, bool),
+        "age_s": Z6,
+        "alarms": np.zeros(6, np.int64),
+        "goal_rad": q,
+        "armed": True,
+        "estopped": False,
+        "fault": "",
+        "refusals": (),
+        "missed_ticks": 0,
+        "lateness_s": 0.0,
+        "late_p50_s": 0.0,
+        "late_p99_s": 0.0,
+        "temperature_c": Z6,
+        "voltage_v": Z6,
+        "current_a": Z6,
+    }
     return BusState(**(fields | changes))
 
 
@@ -55,10 +72,18 @@ class FakeModel:
         self.value: Any = value
         self.last_s = 0.001
         self.noises: list[np.ndarray] = []
-        fields: dict[str, Any] = dict(
-            channel=channel, version=version, parent=0, contract_hash="", sha256=f"{channel.value}{version}",
-            training_step=0, created_unix_s=0.0, boundary="tick", tolerance=1e-4, debounce_frames=2,
-        )  # fmt: skip
+        fields: dict[str, Any] = {
+            "channel": channel,
+            "version": version,
+            "parent": 0,
+            "contract_hash": "",
+            "sha256": f"{channel.value}{version}",
+            "training_step": 0,
+            "created_unix_s": 0.0,
+            "boundary": "tick",
+            "tolerance": 1e-4,
+            "debounce_frames": 2,
+        }
         self.manifest = Manifest(**(fields | manifest))
 
     @property
@@ -70,7 +95,7 @@ class FakeModel:
             self.noises.append(noise)
         values = np.atleast_1d(np.asarray(self.value, np.float32))
         if not np.isfinite(values).all():
-            raise NotFinite(f"{self.manifest.channel.value} v{self.version}: output is not finite")
+            raise ModelFailure(f"{self.manifest.channel.value} v{self.version}: output is not finite")
         width = 4 if self.manifest.channel is Channel.POLICY else 3
         return np.broadcast_to(values, (width,)).copy()
 
@@ -81,7 +106,9 @@ class FakeModel:
 class Bench:
     """Control with an arm that is where it was told to be a tick later; time moves by one period per `tick`."""
 
-    def __init__(self, settings: ControlSettings | None = None, task: Task | None = None, first_episode: int = 1) -> None:
+    def __init__(
+        self, settings: ControlSettings | None = None, task: Task | None = None, first_episode: int = 1
+    ) -> None:
         self.task = task or lift()
         self.quarantine = Quarantine()
         self.standby = Standby(Registry(Path("nowhere")), self.task.contract(), self.quarantine)

@@ -139,14 +139,15 @@ def test_without_a_timer_the_policy_waits_for_the_scene_ready_key() -> None:
     assert bench.mode is Mode.POLICY
 
 
-def test_the_first_state_of_an_episode_has_no_target_ahead_and_the_next_one_has() -> None:
+def test_the_first_state_of_an_episode_has_no_target_ahead_and_those_of_an_arm_that_lags_have() -> None:
     bench = bench_with_policy(ControlSettings(exploration=0.0), action=0.5)
     bench.tick(obey=False)
     bench.tick(obey=False)
     bench.tick(obey=False)
-    first, second = bench.steps[:2]
+    bench.tick(obey=False)
+    first, third = bench.steps[0], bench.steps[2]
     assert not first.state[15:].any()
-    np.testing.assert_allclose(second.state[15:], 0.5 * bench.task.workspace.step_m, atol=1e-5)
+    np.testing.assert_allclose(third.state[15:], 0.5 * bench.task.workspace.step_m, atol=1e-5)
 
 
 def test_a_takeover_and_its_end_switch_the_source_within_one_episode() -> None:
@@ -207,9 +208,7 @@ def driven(bench: Bench, **tick: object) -> Step:
     return bench.steps[-2]
 
 
-@pytest.mark.parametrize(
-    ("reason", "age_ticks", "heartbeat_ticks"), [("stale_drive", 4, 0), ("operator_lost", 0, 6)]
-)
+@pytest.mark.parametrize(("reason", "age_ticks", "heartbeat_ticks"), [("stale_drive", 4, 0), ("operator_lost", 0, 6)])
 def test_an_operator_who_is_gone_stops_the_arm_and_the_step_is_nobody_s(
     reason: str, age_ticks: int, heartbeat_ticks: int
 ) -> None:
@@ -370,16 +369,15 @@ def test_undo_names_what_it_undoes_and_without_a_name_takes_the_last() -> None:
 
 def test_presses_that_mean_nothing_now_are_refused_with_the_reason() -> None:
     bench = Bench()
-    bench.tick()
     cases = {
         E.SUCCESS: "no episode to judge yet",
         E.FALSE_POSITIVE: "no classifier has declared a success",
         E.ABORT: "no episode to abort",
-        E.TAKEOVER_BEGIN: "no takeover in mode reset",
+        E.TAKEOVER_BEGIN: "no takeover in mode idle",
         E.TAKEOVER_END: "no takeover to end",
     }
     for kind, reason in cases.items():
-        (reply,) = bench.tick(kind).replies
+        (reply,) = bench.tick(kind, armed=False).replies
         assert (reply.accepted, reply.reason) == (False, reason)
     demo = demonstrating()
     (reply,) = demo.tick(E.TAKEOVER_END, drive=UP).replies

@@ -60,7 +60,7 @@ def test_weights_that_are_nan_refuse_the_artifact() -> None:
 
 def test_an_output_that_is_not_finite_is_an_error_and_never_an_action() -> None:
     model = inference.load(onnx_models.policy(CONTRACT, poison=True), CONTRACT)
-    with pytest.raises(inference.NotFinite):
+    with pytest.raises(inference.ModelFailure):
         model.run(FRAMES, np.full(18, onnx_models.POISON, np.float32), NO_NOISE)
 
 

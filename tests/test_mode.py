@@ -63,4 +63,10 @@ def test_the_policy_never_starts_by_itself_but_from_a_ready_scene_or_a_released_
 
 
 def test_nothing_happens_without_news() -> None:
-    assert [m for m in Mode if next_mode(m, HEALTHY) is m] == [Mode.HOLD, Mode.POLICY, Mode.TAKEOVER, Mode.RESET, Mode.FAULT]
+    assert [m for m in Mode if next_mode(m, HEALTHY) is m] == [
+        Mode.HOLD,
+        Mode.POLICY,
+        Mode.TAKEOVER,
+        Mode.RESET,
+        Mode.FAULT,
+    ]

@@ -21,7 +21,7 @@ def see(**changes: object) -> Observation | Blind:
 
 def test_the_state_vector_is_joints_velocities_tip_and_how_far_the_target_is_ahead() -> None:
     velocity = np.arange(6) / 10.0
-    target = tip_pose(Q).xyz_m + [0.01, 0.0, -0.02]
+    target = tip_pose(Q).xyz_m + np.array([0.01, 0.0, -0.02])
     seen = see(bus=bus_state(NOW_NS, Q, velocity_rad_s=velocity), target=target)
     assert isinstance(seen, Observation)
     expected = np.concatenate([Q, velocity, tip_pose(Q).xyz_m, [0.01, 0.0, -0.02]])

@@ -297,7 +297,6 @@ class Control:
     def _status(self, now_ns: int, pace: Pace) -> ControlStatus:
         episode, policy, classifier = self._episode, self._models.policy, self._models.classifier
         latest = episode.number if episode else self._last.number if self._last else 0
-        calls = [slot.current.last_s for slot in (policy, classifier) if slot.current is not None]
         threshold = classifier.current.manifest.threshold if classifier.current is not None else 0.0
         return ControlStatus(
             tick=self._tick,
@@ -314,7 +313,7 @@ class Control:
             late_p50_s=pace.late_p50_s,
             late_p99_s=pace.late_p99_s,
             late_max_s=pace.late_max_s,
-            inference_s=float(sum(calls)),
+            inference_s=self._models.spent_s,
             records=self._written,
             last_end=self._last_end,
             message=self._message,

@@ -75,7 +75,7 @@ class ControlSockets:
         self._status = self._open(zmq.PUB, endpoint(folder, "control.status"))
         self._newest: dict[type, Any] = {}
         self._frames: dict[str, Frame] = {}
-        self._heard: list[tuple[list[bytes], str]] = []
+        self._heard: list[list[bytes]] = []
         self._waiting: deque[Waiting] = deque()
 
     def receive(self, pace: Pace) -> Inputs:
@@ -101,7 +101,7 @@ class ControlSockets:
 
     def answer(self, replies: Sequence[EventReply], written: int, committed: int) -> None:
         """Acknowledge events once what they caused is on the disk: `written` records so far, `committed` of them."""
-        for (envelope, _), reply in zip(self._heard, replies):
+        for envelope, reply in zip(self._heard, replies):
             self._waiting.append(Waiting(written, envelope, reply))
         self._heard = []
         while self._waiting and self._waiting[0].after <= committed:
@@ -128,7 +128,7 @@ class ControlSockets:
                 self._event.send_multipart([*envelope, wire.encode(reply)], zmq.DONTWAIT)
                 continue
             events.append(event)
-            self._heard.append((envelope, event.event_id))
+            self._heard.append(envelope)
         return events
 
     def _decode(self, socket: Socket, kind: type[Message]) -> Message | None:
@@ -200,10 +200,12 @@ class ControlProcess:
         self._standby.start()
         self._prepare()
         self._rate = Rate(self._clock, self._task.rate_hz)
-        while not stop():
-            self._rate.wait()
-            self._turn()
-        self._finish()
+        try:
+            while not stop():
+                self._rate.wait()
+                self._turn()
+        finally:
+            self._finish()
 
     def _turn(self) -> None:
         now_ns = self._clock.now_ns()

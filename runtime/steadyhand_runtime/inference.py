@@ -24,8 +24,8 @@ OUTPUTS = {Channel.POLICY: "action", Channel.CLASSIFIER: "probability"}
 MAX_HEADS = 64
 
 
-class NotFinite(ArithmeticError):
-    """A model's output holds NaN or infinity."""
+class ModelFailure(RuntimeError):
+    """A model gave no usable output: it holds NaN or infinity, or onnxruntime failed."""
 
 
 class Model:
@@ -60,16 +60,19 @@ class Model:
         return list(self._session.get_providers())
 
     def run(self, frames: U8, state: F32 | None = None, noise: F32 | None = None) -> F32:
-        """The output (A,) or (heads,) for frames (C, H, W, 3), state (S,) and noise (A,). Raises NotFinite."""
+        """The output (A,) or (heads,) for frames (C, H, W, 3), state (S,) and noise (A,). Raises ModelFailure."""
         start_s = time.perf_counter()
         self._inputs["frames"][0] = frames
         if "state" in self._inputs:
             self._inputs["state"][0] = state
             self._inputs["noise"][0] = noise
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise ModelFailure(f"{self._name}: {str(error)[:300]}") from None
         self.last_s = time.perf_counter() - start_s
         if not np.isfinite(self._output).all():
-            raise NotFinite(f"{self._name}: output is not finite")
+            raise ModelFailure(f"{self._name}: output is not finite")
         return self._output[0].copy()
 
     def check_golden(self, golden: Any) -> None:
@@ -81,14 +84,14 @@ class Model:
             try:
                 got = self.run(golden.frames[i], golden.state[i], golden.noise[i])
                 off = float(np.abs(got - golden.output[i]).max())
-            except (NotFinite, ValueError) as error:
+            except (ModelFailure, ValueError) as error:
                 raise ArtifactError(f"{self._name}: golden sample {i}: {error}") from None
             if not off <= self.manifest.tolerance:
                 limit = self.manifest.tolerance
                 raise ArtifactError(f"{self._name}: golden sample {i} is off by {off:.2g}, allowed {limit:.2g}")
 
     def warm(self, runs: int) -> float:
-        """Run on zeros a few times; returns the median seconds of a call. Raises NotFinite."""
+        """Run on zeros a few times; returns the median seconds of a call. Raises ModelFailure."""
         zeros = [np.zeros_like(self._inputs[name][0]) for name in self._inputs]
         took = []
         for _ in range(runs):

@@ -18,7 +18,7 @@ from steadyhand_models.messages import Channel, Swap, SwapOutcome
 from steadyhand_models.registry import Registry
 
 from steadyhand_runtime import inference
-from steadyhand_runtime.inference import NotFinite
+from steadyhand_runtime.inference import ModelFailure
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -156,7 +156,10 @@ class Standby:
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK_PERIOD_S):
-            self.look()
+            try:
+                self.look()
+            except OSError:
+                continue  # a folder that cannot be read now is looked at again; the current models stay
 
     def _prepare(self, channel: Channel, version: int) -> bool:
         start_s, missed_before = time.perf_counter(), self._missed()
@@ -167,7 +170,7 @@ class Standby:
             call_s = model.warm(WARM_RUNS)
             if call_s > self._budget_s:
                 raise ArtifactError(f"a call takes {call_s * 1e3:.0f} ms, allowed {self._budget_s * 1e3:.0f} ms")
-        except (ArtifactError, UserError, NotFinite, OSError) as error:
+        except (ArtifactError, UserError, ModelFailure, OSError) as error:
             self._refused.append(Refusal(channel, version, str(error), time.perf_counter() - start_s))
             return False
         self._staged[channel] = Staged(model, time.perf_counter() - start_s, missed_before)
@@ -215,13 +218,14 @@ class Models:
         self._unsettled: list[tuple[Swap, int]] = []
         self._records: list[Swap] = []
         self._tick, self._now_ns = 0, 0
+        self.spent_s = 0.0  # in calls of this tick
 
     def turn(self, tick: int, now_ns: int, pace: Pace, policy_free: bool, episode_free: bool) -> None:
         """Settle the last tick's swaps and make those whose boundary this is.
 
         policy_free: no takeover is going on; episode_free: no episode is.
         """
-        self._tick, self._now_ns = tick, now_ns
+        self._tick, self._now_ns, self.spent_s = tick, now_ns, 0.0
         for swap, missed_before in self._unsettled:
             self._records.append(replace(swap, missed_ticks=pace.missed - missed_before))
         self._unsettled = []
@@ -250,8 +254,10 @@ class Models:
     def _run(self, channel: Channel, slot: Slot, frames: U8, state: F32 | None, noise: F32 | None) -> F32 | None:
         while slot.current is not None:
             try:
-                return slot.current.run(frames, state, noise)
-            except NotFinite as error:
+                output = slot.current.run(frames, state, noise)
+                self.spent_s += slot.current.last_s
+                return output
+            except ModelFailure as error:
                 self._roll_back(channel, slot, str(error))
         return None
 

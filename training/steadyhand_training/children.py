@@ -75,8 +75,9 @@ class Child:
         self.start()
 
     def ask_to_stop(self) -> None:
+        """SIGTERM to it and to what it started itself, except for processes in sessions of their own."""
         if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+            os.killpg(self._process.pid, signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end; whether it came."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import numpy as np
@@ -100,8 +102,8 @@ def evaluate(settings: EvaluateSettings) -> tuple[Evaluation, list[dict[str, Any
 def _simulate(settings: EvaluateSettings, version: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="steadyhand-") as folder:
         result = Path(folder) / "result.json"
-        code = subprocess.run(_command(settings, version, result), check=False).returncode
-        if code in (130, -2):
+        code = _run(_command(settings, version, result))
+        if code in (130, -signal.SIGINT):
             raise KeyboardInterrupt
         if code != 0 or not result.is_file():
             raise UserError(f"the simulation ended with code {code}; its message stands above")
@@ -110,6 +112,23 @@ def _simulate(settings: EvaluateSettings, version: int) -> list[dict[str, Any]]:
             return list(data["episodes"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"the simulation's result cannot be read: {error!r}") from None
+
+
+def _run(command: Sequence[str]) -> int:
+    """Exit code of a command, which never outlives this one."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with subprocess.Popen(command) as child:
+            try:
+                return child.wait()
+            finally:
+                child.terminate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _command(settings: EvaluateSettings, version: int, result: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The learner: pretrains the encoder on demonstrations, freezes it, and improves the policy by SAC on cached features."""
+"""The learner: pretrains the encoder on demonstrations, freezes it, then improves the policy on cached features."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-
 from steadyhand_models.artifact import Artifact, Manifest, digest
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel
 from steadyhand_models.nets import export
 from steadyhand_models.nets.actor_critic import Policy
 from steadyhand_models.nets.export import ExportError
+from torch import Tensor
+
 from steadyhand_training.augment import random_shift, shift, steady_offsets
 from steadyhand_training.config import LearnerSettings
 from steadyhand_training.replay import Batch, Replay
@@ -58,6 +58,7 @@ class Learner:
         self.pretrained = False
         self.restores = 0
         self.metrics: dict[str, float] = {}
+        self._newest: dict[str, Tensor] = {}
         self._random = np.random.default_rng(seed)
         self._seed = seed
         self._exporter = export.Exporter()
@@ -134,10 +135,10 @@ class Learner:
         Raises Diverged when weights stop being finite again and again; a first time is mended from the last good ones.
         """
         act = self.updates % self.settings.actor_every == 0
-        newest = self.sac.update(self._transitions(self._sample()), act, self.bc_weight)
+        self._newest |= self.sac.update(self._transitions(self._sample()), act, self.bc_weight)
         self.updates += 1
         if self.updates % CHECK_EVERY == 0:
-            self._look(newest)
+            self._look(self._newest)
         return self.metrics
 
     @property

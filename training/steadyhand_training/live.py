@@ -122,7 +122,7 @@ def rows(tally: LiveTally, now_ns: int, left_s: float) -> list[tuple[str, str]]:
             ("episodes", f"{tally.episodes}, {tally.demonstrations} demonstrations among them"),
             (f"success, last {RECENT}", f"{percent(tally.alone_rate)} alone, {percent(tally.helped_rate)} with help"),
             ("takeovers", f"{percent(tally.takeover_rate)} of the steps"),
-            ("policy", f"v{status.policy_version}, {status.policy_age_s:.0f} s old"),
+            ("policy", _policy(status)),
             ("classifier", _classifier(tally, status)),
             (
                 "ticks",
@@ -166,6 +166,8 @@ def percent(value: float | None) -> str:
 
 
 def _classifier(tally: LiveTally, status: ControlStatus) -> str:
+    if status.classifier_version == 0:
+        return "none yet"
     counts = tally.classifiers.get(status.classifier_version, ClassifierTally())
     total = sum(c.false_positives for c in tally.classifiers.values())
     return (
@@ -177,3 +179,7 @@ def _classifier(tally: LiveTally, status: ControlStatus) -> str:
 def _share(which: Iterable[bool]) -> float | None:
     values = list(which)
     return sum(values) / len(values) if values else None
+
+
+def _policy(status: ControlStatus) -> str:
+    return f"v{status.policy_version}, {status.policy_age_s:.0f} s old" if status.policy_version else "none yet"

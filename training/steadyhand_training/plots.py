@@ -35,6 +35,7 @@ def learning_curve(facts: RunFacts) -> str:
         if rate is not None:
             axes.axhline(rate, color=colour, ls="--", lw=1.4, label=f"{text}: {100 * rate:.0f}%")
     _mark_promotions(axes, facts)
+    axes.set_xlim(0, None)
     axes.set_ylim(-0.03, 1.03)
     _finish(axes, "minutes", "success by ground truth")
     return _svg(figure)
@@ -49,6 +50,7 @@ def takeover_rate(facts: RunFacts) -> str:
     driven = moving([float(e.takeover_steps) for e in episodes])
     axes.plot(at, [d / s if s else 0.0 for d, s in zip(driven, steps)], color=BLUE, lw=2.0, label="of steps")
     axes.plot(at, moving([float(e.takeover_steps > 0) for e in episodes]), color=GREY, lw=1.2, label="of episodes")
+    axes.set_xlim(0, None)
     axes.set_ylim(-0.03, 1.03)
     _finish(axes, "minutes", "takeovers (20 episodes)")
     return _svg(figure)
@@ -62,6 +64,7 @@ def classifier_quality(facts: RunFacts) -> str:
     axes.bar(at - 0.2, [q.false_positives / q.episodes for q in shown], 0.4, color=RED, label="false successes")
     axes.bar(at + 0.2, [q.missed / q.episodes for q in shown], 0.4, color=GREY, label="missed successes")
     axes.set_xticks(at, [f"v{q.version}\n{q.episodes} ep." for q in shown], fontsize=8)
+    axes.set_xlim(-1, max(len(shown), 5))
     axes.set_ylim(0, 1)
     _finish(axes, "classifier version", "share of its episodes")
     return _svg(figure)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import EndReason, Source, Step
 from steadyhand_models.reward import Outcome
@@ -172,7 +171,7 @@ class Replay:
         if step.contract != self.contract.hash:
             raise ValueError(f"{where}: contract {step.contract}, this replay has {self.contract.hash}")
         if step.frames.shape != self.contract.frames_shape or len(step.state) != len(self.contract.state):
-            raise ValueError(f"{where}: frames {step.frames.shape} and state {step.state.shape} do not fit the contract")
+            raise ValueError(f"{where}: frames {step.frames.shape} or state {step.state.shape} do not fit the contract")
         if not np.isfinite(step.state).all():
             raise ValueError(f"{where}: state is not finite")
         if step.executed is not None and (

@@ -76,7 +76,7 @@ def summarise(facts: RunFacts) -> dict[str, Any]:
             }
             for q in facts.quality
         ],
-        "evaluation": facts.evaluations,
+        "evaluation": {name: _plain(result) for name, result in facts.evaluations.items()},
         "learning": _learning(facts),
     }
 
@@ -162,6 +162,11 @@ def _labels(facts: RunFacts) -> dict[str, Any]:
 def _learning(facts: RunFacts) -> dict[str, Any]:
     status = _last_status(facts)
     return {k: status[k] for k in ("phase", "updates", "updates_per_s", "utd_ratio", "demonstrations") if k in status}
+
+
+def _plain(result: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation without its single episodes, which stay in its own file."""
+    return {k: v for k, v in result.items() if not isinstance(v, (list, dict))}
 
 
 def _last_status(facts: RunFacts) -> dict[str, Any]:

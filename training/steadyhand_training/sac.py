@@ -7,13 +7,14 @@ minimum of a random subset and has no entropy term. Success ends an episode and 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from steadyhand_models.nets.actor_critic import Actor, Critics
 from torch import Tensor
 
-from steadyhand_models.nets.actor_critic import Actor, Critics
 from steadyhand_training.config import LearnerSettings
 
 VALUE_LO, VALUE_HI = 0.0, 1.0
@@ -82,9 +83,8 @@ class Sac:
             loss = loss + bc_weight * (batch.guided * apart).sum() / batch.guided.sum().clamp(min=1.0)
         self._step(self.actor_optimiser, loss, self.actor_parameters)
         entropy = -log_density.detach().mean()
-        self._step(
-            self.temperature_optimiser, self.log_temperature.exp() * (entropy - self.target_entropy), [self.log_temperature]
-        )
+        temperature_loss = self.log_temperature.exp() * (entropy - self.target_entropy)
+        self._step(self.temperature_optimiser, temperature_loss, [self.log_temperature])
         return {"actor_loss": loss.detach(), "entropy": entropy, "temperature": temperature}
 
     def networks(self) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ class Sac:
         return torch.randn(like.shape, generator=self.random)
 
     @staticmethod
-    def _step(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: list[Tensor]) -> None:
+    def _step(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: Sequence[Tensor]) -> None:
         # Gradients of these parameters only: the actor's step must not spend time on the critics' weights.
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
             parameter.grad = gradient

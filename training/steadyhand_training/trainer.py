@@ -92,9 +92,10 @@ class Trainer:
 
     def run(self) -> None:
         """Until `stopping` is set. Raises Diverged when learning cannot go on."""
-        self._resume()
+        # First of all, so that a robot can hand over its records while the past is remembered.
         self.ingest.start()
         self.folder.write_addresses(self.ingest.endpoint, self._reporter.endpoint)
+        self._resume()
         log.info("trainer.ready", link=self.ingest.endpoint, phase=self.phase.value, steps=self.memory.tally.steps)
         self._checkpoint_due_s = time.monotonic() + self.settings.checkpoint_every_s
         try:

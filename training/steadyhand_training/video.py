@@ -38,24 +38,22 @@ class Video:
 
 
 def choose(facts: RunFacts) -> list[Scene]:
-    """First demonstration, first try, a takeover, a false success, and the last success alone; those that there are."""
-    shown = facts.episodes
-    picks = [
-        _first("demonstration", [e for e in shown if e.kind is EpisodeKind.DEMONSTRATION and e.true_success]),
-        _first("first policy, alone", [e for e in shown if e.alone and e.end]),
-        _first("with a takeover", [e for e in shown if e.takeover_steps and e.end]),
-        _first("classifier fooled", [e for e in shown if e.false_positive]),
-        _first("last success alone", [e for e in reversed(shown) if e.alone and e.true_success]),
-    ]
-    return [scene for scene in picks if scene is not None]
-
-
-def _first(caption: str, episodes: Sequence[EpisodeFacts]) -> Scene | None:
-    if not episodes:
-        return None
-    episode = episodes[0]
-    version = f", policy v{episode.policy_version}" if episode.policy_version else ""
-    return Scene(episode, f"{caption}: episode {episode.number}{version}")
+    """First demonstration, first try, a takeover, a false success, the last success alone; in their order of time."""
+    shown = [e for e in facts.episodes if e.end is not None]
+    wanted = (
+        ("demonstration", [e for e in shown if e.kind is EpisodeKind.DEMONSTRATION and e.true_success]),
+        ("last success alone", [e for e in reversed(shown) if e.alone and e.true_success]),
+        ("first policy, alone", [e for e in shown if e.alone]),
+        ("classifier fooled", [e for e in shown if e.false_positive]),
+        ("with a takeover", [e for e in shown if e.takeover_steps]),
+    )
+    found: dict[int, Scene] = {}
+    for what, episodes in wanted:
+        episode = next((e for e in episodes if e.number not in found), None)
+        if episode is not None:
+            version = f", policy v{episode.policy_version}" if episode.policy_version else ""
+            found[episode.number] = Scene(episode, f"{what}: episode {episode.number}{version}")
+    return sorted(found.values(), key=lambda scene: scene.episode.begin_ns)
 
 
 def make(facts: RunFacts, rate_hz: float) -> Video | None:

@@ -43,7 +43,8 @@ class Actor(nn.Module):
 
     def sample(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (B, A) in (-1, 1) for standard normal noise (B, A), and their log densities (B,)."""
-        return self.squash(*self(observation), noise)
+        mean, log_std = self(observation)
+        return self.squash(mean, log_std, noise)
 
     @staticmethod
     def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,7 @@ class EnsembleNorm(nn.Module):
 
 
 class Critics(nn.Module):
-    """E critics in one: observation (B, O) and action (B, A) to values (E, B). LayerNorm bounds what they extrapolate."""
+    """E critics in one: observation (B, O) and action (B, A) to values (E, B); LayerNorm bounds extrapolation."""
 
     def __init__(self, members: int, inputs: int, actions: int, hidden: int) -> None:
         super().__init__()

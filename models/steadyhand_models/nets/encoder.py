@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# (channels, kernel, stride, padding) of each layer; 64 px shrink to 8 px. A first layer of disjoint patches costs half of
-# what overlapping ones do and clones demonstrations of the lift as well.
+# (channels, kernel, stride, padding) of each layer; 64 px shrink to 8 px. A first layer of disjoint patches costs half
+# of what overlapping ones do and clones demonstrations of the lift as well.
 LAYERS = ((32, 4, 4, 0), (32, 3, 2, 1), (32, 3, 1, 1))
 
 
@@ -37,9 +37,7 @@ class Encoder(nn.Module):
         super().__init__()
         cameras, height_px, width_px, _ = frames_shape
         self.features = cameras * features_per_camera
-        self.cameras = nn.ModuleList(
-            CameraEncoder(height_px, width_px, features_per_camera) for _ in range(cameras)
-        )
+        self.cameras = nn.ModuleList(CameraEncoder(height_px, width_px, features_per_camera) for _ in range(cameras))
 
     def forward(self, frames: Tensor) -> Tensor:
         pixels = frames.to(torch.float32).permute(0, 1, 4, 2, 3) / 255.0 - 0.5

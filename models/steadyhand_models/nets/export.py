@@ -1,4 +1,4 @@
-"""Export of policies and classifiers to ONNX, with golden vectors and a proof that the graph computes what torch did."""
+"""Export of policies and classifiers to ONNX, with golden vectors and proof that the graph computes what torch did."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ class Exporter:
         noise = np.zeros((len(frames), len(contract.action)), np.float32)
         return model, Golden(frames, state, noise, output)
 
-    def _export(
-        self, net: nn.Module, names: Sequence[str], output_name: str, samples: Samples
-    ) -> tuple[bytes, F32]:
+    def _export(self, net: nn.Module, names: Sequence[str], output_name: str, samples: Samples) -> tuple[bytes, F32]:
         _refuse_broken_weights(net)
         output = _run_torch(net, samples)
         problem: str | None = "no graph yet"
@@ -105,9 +103,7 @@ def _run_torch(net: nn.Module, samples: Samples) -> F32:
     return output
 
 
-def _trace(
-    net: nn.Module, names: Sequence[str], output_name: str, samples: Samples
-) -> onnx.ModelProto:
+def _trace(net: nn.Module, names: Sequence[str], output_name: str, samples: Samples) -> onnx.ModelProto:
     """The graph for a batch of one. Constants are not folded, so that every weight keeps its name in the graph."""
     inputs: tuple[Tensor, ...] = tuple(torch.from_numpy(s[:1]) for s in samples)
     buffer = io.BytesIO()
@@ -116,7 +112,7 @@ def _trace(
         torch.onnx.export(
             net,
             inputs,
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the stub wants a path; a buffer is documented
             input_names=list(names),
             output_names=[output_name],
             opset_version=OPSET,
@@ -142,9 +138,7 @@ def _replace_weights(graph: onnx.ModelProto, net: nn.Module) -> bool:
     return True
 
 
-def _difference(
-    model: bytes, names: Sequence[str], samples: Samples, expected: F32
-) -> str | None:
+def _difference(model: bytes, names: Sequence[str], samples: Samples, expected: F32) -> str | None:
     """How the exported model differs from what torch computed, or None within TOLERANCE."""
     evaluate = _onnxruntime(model) if importlib.util.find_spec("onnxruntime") else _reference(model)
     feeds = [{name: sample[i : i + 1] for name, sample in zip(names, samples)} for i in range(len(samples[0]))]
@@ -170,4 +164,4 @@ def _reference(model: bytes) -> Evaluate:
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(onnx.load_model_from_string(model))
-    return lambda feed: np.asarray(evaluator.run(None, feed)[0])
+    return lambda feed: np.asarray(next(iter(evaluator.run(None, feed))))

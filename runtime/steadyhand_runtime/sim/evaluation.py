@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -83,6 +84,7 @@ class Examiner:
         self._episode += 1
         self.robot.world.place_cube(np.random.default_rng([self._seed, self._episode]))
         place = self.robot.truth().cube_xyz_m
+        self.robot.step()  # until a picture shows it there
         outputs = self.robot.step([self._press(EventKind.SCENE_READY)])
         held, steps, success = 0, 0, False
         while True:
@@ -132,7 +134,7 @@ def evaluate(chosen: EvaluateSettings, progress: Callable[[list[Judged]], None])
     """All episodes; what goes into the JSON file. Raises ArtifactError, UserError, SettingsError or SimError."""
     task = tasks.load(chosen.task)
     artifact, policy = load_policy(Registry(chosen.registry), chosen.version, task)
-    examiner = Examiner(task, policy, chosen.seed, Log(sys.stderr))
+    examiner = Examiner(task, policy, chosen.seed, Log(io.StringIO()))
     pictures: dict[str, list[U8]] = {}
     judged: list[Judged] = []
     start_s = time.perf_counter()
@@ -191,5 +193,6 @@ def main(argv: Sequence[str]) -> int:
             write_json(chosen.json, result)
         except OSError as error:
             raise UserError(f"{chosen.json}: cannot be written ({error.strerror})") from None
-    print(json.dumps({k: v for k, v in result.items() if k != "episodes"}))
+    else:
+        print(json.dumps({k: v for k, v in result.items() if k != "episodes"}))
     return 0

@@ -52,6 +52,7 @@ from steadyhand_runtime.swap import Models, Quarantine, Standby
 from steadyhand_runtime.telemetry import Log, write_json
 
 BUS_RATE_HZ = 100.0
+PICTURE_LEAD_TICKS = 3  # bus ticks from a picture to the control tick that sees it: 30 ms, as 20 Hz cameras give
 CREDIT_WAIT_MS = 20
 REPORT_EPISODES = 10
 
@@ -89,7 +90,8 @@ class LockstepRobot:
         self._cameras = task.contract().cameras
         self._bus_ticks = round(BUS_RATE_HZ / task.rate_hz)
         self._next_ns = self.clock.now_ns()
-        self._commands = self._pictures = 0
+        self._commands = self._shots = 0
+        self._pictures = self._look()
 
     @property
     def now_ns(self) -> int:
@@ -98,20 +100,22 @@ class LockstepRobot:
     def step(
         self, events: Sequence[OperatorEvent] = (), drive: Drive | None = None, commands: Sequence[BusAction] = ()
     ) -> Outputs:
-        """One control tick on fresh pictures, then the bus ticks of its period."""
+        """One control tick, then the bus ticks of its period; near their end the next tick's pictures are taken."""
         now_ns = self.clock.now_ns()
         for action in commands:
             self._commands += 1
             self.bus.command(BusCommand(self._commands, action), now_ns)
-        inputs = Inputs(self._state, self._look(now_ns), events, drive, heartbeat_ns=now_ns)
+        inputs = Inputs(self._state, self._pictures, events, drive, heartbeat_ns=now_ns)
         outputs = self.control.tick(now_ns, inputs)
         if outputs.goal is not None:
             self.bus.submit(outputs.goal, now_ns)
-        for _ in range(self._bus_ticks):
+        for left in reversed(range(self._bus_ticks)):
             self._next_ns += round(self.bus.dt_s * NS_PER_S)
             self.clock.sleep_until_ns(self._next_ns)
             self.world.advance(self.bus.dt_s)
             self._state = self.bus.tick(self.clock.now_ns())
+            if left == PICTURE_LEAD_TICKS:
+                self._pictures = self._look()
         return outputs
 
     def truth(self) -> Truth:
@@ -121,13 +125,13 @@ class LockstepRobot:
     def close(self) -> None:
         self.world.close()
 
-    def _look(self, now_ns: int) -> dict[str, Frame]:
-        self._pictures += 1
-        pictures = {}
+    def _look(self) -> dict[str, Frame]:
+        self._shots += 1
+        now_ns, pictures = self.clock.now_ns(), {}
         for camera in self._cameras:
             self.native[camera.name] = self.world.render(camera.name)
             pixels = frames.prepare(self.native[camera.name], camera)
-            pictures[camera.name] = Frame(camera.name, self._pictures, now_ns, pixels)
+            pictures[camera.name] = Frame(camera.name, self._shots, now_ns, pixels)
         return pictures
 
 

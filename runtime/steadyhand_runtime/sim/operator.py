@@ -31,6 +31,7 @@ NS = 1_000_000_000
 DRIVING = frozenset({Mode.POLICY, Mode.TAKEOVER})
 WAITING = frozenset({Mode.RESET, Mode.HOLD})
 ANY = frozenset(Mode)
+DRIVE_TICKS = 3  # for so long control follows the last drive it heard
 _OPPOSITE = {
     EventKind.SUCCESS: EventKind.FAILURE,
     EventKind.FAILURE: EventKind.SUCCESS,
@@ -49,8 +50,9 @@ class OperatorSettings:
     takeover_rate: Share = 0.7  # of the episodes that need help
     patience_lo_steps: Annotated[int, Field(gt=0)] = 20
     patience_hi_steps: Annotated[int, Field(gt=0)] = 25
-    guide_lo_steps: Annotated[int, Field(gt=0)] = 8
-    guide_hi_steps: Annotated[int, Field(gt=0)] = 20
+    guide_least_steps: Annotated[int, Field(gt=0)] = 8  # then a grasp is enough
+    guide_lo_steps: Annotated[int, Field(gt=0)] = 14
+    guide_hi_steps: Annotated[int, Field(gt=0)] = 24
     takeovers_per_episode: Count = 2
     stray_m: Annotated[float, Field(gt=0)] = 0.13
     reaction_lo_s: Annotated[float, Field(gt=0)] = 0.3
@@ -136,6 +138,8 @@ class ScriptedOperator:
         hand = HandSettings(task.workspace.step_m, jaw_open_rad=jaw.open_rad, jaw_closed_rad=jaw.closed_rad)
         self._hand = ExpertHand(self._rng, hand)
         self._reach = ReachEstimate(task)
+        self._action: F64 = np.zeros(4)
+        self._action_tick = 0
         self._events = 0
         self._pending: list[_Press] = []
         self._asked_ns: dict[str, int] = {}
@@ -165,9 +169,9 @@ class ScriptedOperator:
         elif status.mode in WAITING:
             self._prepare(now_ns, seen, status, turn)
         elif status.mode is Mode.POLICY:
-            self._watch(now_ns, seen, turn)
+            self._watch(now_ns, seen, status, turn)
         else:
-            self._take_over(now_ns, seen, turn)
+            self._take_over(now_ns, seen, status, turn)
         self._press_due(now_ns, status, turn)
         self._last_success = seen.success
         return turn
@@ -238,7 +242,7 @@ class ScriptedOperator:
             if self._task.reset.scene_wait_s == 0 and self._due("scene", now_ns, 1.0):
                 turn.events.append(self._event(now_ns, EventKind.SCENE_READY))
         elif self._next_collection(now_ns) and self._due("begin", now_ns, 1.0):
-            self._begin_drive(now_ns, seen, turn)
+            self._begin_drive(now_ns, seen, status, turn)
 
     def _next_collection(self, now_ns: int) -> bool:
         """Choose what to show the robot; wandering is spread before the last demonstration."""
@@ -252,14 +256,14 @@ class ScriptedOperator:
 
     # While the policy drives
 
-    def _watch(self, now_ns: int, seen: TruthState, turn: OperatorTurn) -> None:
+    def _watch(self, now_ns: int, seen: TruthState, status: ControlStatus, turn: OperatorTurn) -> None:
         self._purpose = Purpose.HELP
         self._turns += 1
         self._notice_success(now_ns, seen)
         if self._notice_hopeless(now_ns, seen) or seen.success:
             return
         if self._wants_to_help(seen) and self._due("begin", now_ns, 0.5):
-            self._begin_drive(now_ns, seen, turn)
+            self._begin_drive(now_ns, seen, status, turn)
 
     def _wants_to_help(self, seen: TruthState) -> bool:
         if not self._helps or self._takeovers >= self.settings.takeovers_per_episode or seen.grasped:
@@ -288,17 +292,20 @@ class ScriptedOperator:
 
     # While the person drives
 
-    def _begin_drive(self, now_ns: int, seen: TruthState, turn: OperatorTurn) -> None:
+    def _begin_drive(self, now_ns: int, seen: TruthState, status: ControlStatus, turn: OperatorTurn) -> None:
         self._hand.begin()
         self._reach.begin(seen.tip_xyz_m)
         self._guided = 0
         self._guide = self._draw_steps(self.settings.guide_lo_steps, self.settings.guide_hi_steps)
         self._waypoint = self._draw_waypoint()
         turn.events.append(self._event(now_ns, EventKind.TAKEOVER_BEGIN))
-        turn.drive = self._drive(now_ns, seen)
+        turn.drive = self._drive(now_ns, seen, status)
 
-    def _take_over(self, now_ns: int, seen: TruthState, turn: OperatorTurn) -> None:
+    def _take_over(self, now_ns: int, seen: TruthState, status: ControlStatus, turn: OperatorTurn) -> None:
         self._guided += 1
+        # Control repeats the last drive at a tick for which this person was too slow.
+        for _ in range(min(status.tick - self._action_tick, DRIVE_TICKS)):
+            self._reach.advance(self._action, seen.tip_xyz_m)
         if self._purpose is Purpose.WANDER:
             if self._guided == self.settings.wander_steps:
                 self._pending.append(_Press(self._reacted(now_ns), EventKind.FAILURE, DRIVING, self._episode))
@@ -307,21 +314,19 @@ class ScriptedOperator:
         if self._purpose is Purpose.HELP and self._may_release(seen) and self._due("release", now_ns, 0.5):
             self._turns = 0
             turn.events.append(self._event(now_ns, EventKind.TAKEOVER_END))
-        turn.drive = self._drive(now_ns, seen)
+        turn.drive = self._drive(now_ns, seen, status)
 
     def _may_release(self, seen: TruthState) -> bool:
-        held = seen.grasped and self._guided >= self.settings.guide_lo_steps
+        held = seen.grasped and self._guided >= self.settings.guide_least_steps
         return held or self._guided >= self._guide
 
-    def _drive(self, now_ns: int, seen: TruthState) -> Drive:
-        action = self._wander_action(seen) if self._purpose is Purpose.WANDER else self._hand_action(seen)
-        self._reach.advance(action, seen.tip_xyz_m)
-        return Drive(now_ns, action.astype(np.float32), neutral=False)
+    def _drive(self, now_ns: int, seen: TruthState, status: ControlStatus) -> Drive:
+        wanders = self._purpose is Purpose.WANDER
+        self._action = self._wander_action() if wanders else self._hand.act(seen, self._reach.xyz_m)
+        self._action_tick = status.tick
+        return Drive(now_ns, self._action.astype(np.float32), neutral=False)
 
-    def _hand_action(self, seen: TruthState) -> F64:
-        return self._hand.act(seen, self._reach.xyz_m)
-
-    def _wander_action(self, seen: TruthState) -> F64:
+    def _wander_action(self) -> F64:
         """Open-handed drifting from one point in the air to the next."""
         way = self._waypoint - self._reach.xyz_m
         if np.linalg.norm(way) < 0.02:

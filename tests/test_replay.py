@@ -1,0 +1,228 @@
+"""Replay: links, outcomes and what may be sampled."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from steadyhand_models import reward, task
+from steadyhand_models.contract import Contract
+from steadyhand_models.messages import EndReason, Source, Step
+from steadyhand_training.augment import random_shift, shift, steady_offsets
+from steadyhand_training.replay import FIRST_ROWS, NO_ROW, Replay, ReplayFull
+
+CONTRACT = task.load("lift").contract()
+ACTIONS = len(CONTRACT.action)
+
+
+def make_step(
+    episode: int, seq: int, source: Source = Source.POLICY, end: EndReason | None = None, contract: Contract = CONTRACT
+) -> Step:
+    action = None if end else np.full(ACTIONS, 0.01 * seq, np.float32)
+    return Step(
+        run="run",
+        episode=episode,
+        seq=seq,
+        tick=seq,
+        stamp_ns=1_000 * episode + seq,
+        contract=contract.hash,
+        frames=np.full(contract.frames_shape, (7 * episode + seq) % 256, np.uint8),
+        state=np.full(len(contract.state), episode + seq / 100, np.float32),
+        proposed=action,
+        executed=action,
+        source=Source.NONE if end else source,
+        reasons=(),
+        classifier=None,
+        policy_version=3,
+        classifier_version=2,
+        frame_age_s=0.0,
+        state_age_s=0.0,
+        end=end,
+    )
+
+
+def fill(replay: Replay, episode: int, actions: int, end: EndReason, source: Source = Source.POLICY) -> None:
+    for seq in range(actions):
+        replay.append(make_step(episode, seq, source))
+    replay.append(make_step(episode, actions, end=end))
+
+
+def judge(replay: Replay, episode: int, success_at: Sequence[int] = ()) -> None:
+    success = np.zeros(len(replay.rows(episode)), np.bool_)
+    success[list(success_at)] = True
+    replay.set_outcome(episode, reward.outcome(success, replay.ended(episode)))
+
+
+def test_rows_of_an_episode_are_linked_and_hold_what_was_recorded() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 4, 3, EndReason.TIMEOUT)
+    rows = replay.rows(4)
+    assert replay.size == 4
+    assert replay.next_row[rows].tolist() == [1, 2, 3, NO_ROW]
+    assert replay.has_action[rows].tolist() == [True, True, True, False]
+    assert replay.ended(4) is EndReason.TIMEOUT
+    assert replay.seq[rows].tolist() == [0, 1, 2, 3]
+    assert np.allclose(replay.action[rows[2]], 0.02)
+    assert replay.frames[rows[1]].max() == 29
+    assert replay.stamp_ns[rows[3]] == 4003
+    assert (replay.policy_version[0], replay.classifier_version[0]) == (3, 2)
+
+
+def test_no_transition_joins_two_episodes_even_when_their_steps_interleave() -> None:
+    replay = Replay(CONTRACT, 64)
+    for seq in range(5):
+        replay.append(make_step(1, seq))
+        replay.append(make_step(2, seq))
+    for episode in (1, 2):
+        judge(replay, episode)
+    batch = replay.sample(256, np.random.default_rng(0))
+    assert (replay.episode[batch.rows] == replay.episode[batch.next_rows]).all()
+    assert (replay.seq[batch.rows] + 1 == replay.seq[batch.next_rows]).all()
+
+
+def test_a_missing_step_leaves_no_transition_across_the_gap() -> None:
+    replay = Replay(CONTRACT, 64)
+    for seq in (0, 1, 3, 4):
+        replay.append(make_step(1, seq))
+    judge(replay, 1)
+    assert replay.usable[:4].tolist() == [True, False, True, False]
+
+
+def test_a_timeout_is_bootstrapped_and_a_success_is_terminal() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 4, EndReason.TIMEOUT)
+    fill(replay, 2, 4, EndReason.SUCCESS)
+    judge(replay, 1)
+    judge(replay, 2, [4])
+    batch = replay.sample(400, np.random.default_rng(1))
+    terminal = batch.discount_mask == 0.0
+    assert set(batch.rows[terminal].tolist()) == {replay.rows(2)[3]}
+    assert (batch.reward == terminal).all()
+    assert replay.rows(1)[3] in batch.rows
+
+
+def test_nothing_is_sampled_behind_the_first_success() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 10, EndReason.SUCCESS, Source.DEMONSTRATION)
+    judge(replay, 1, [4, 5, 6, 7, 8, 9, 10])
+    batch = replay.sample(200, np.random.default_rng(2))
+    assert set(replay.seq[batch.rows].tolist()) == {0, 1, 2, 3}
+
+
+def test_a_new_outcome_repairs_a_false_success_and_returns_its_tail() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 6, EndReason.TIMEOUT)
+    judge(replay, 1, [2])
+    assert replay.transitions == 2
+    judge(replay, 1)
+    assert replay.transitions == 6
+    assert replay.reward.sum() == 0.0
+    assert not replay.terminal.any()
+
+
+def test_half_of_a_batch_is_guided_however_few_guided_steps_there_are() -> None:
+    replay = Replay(CONTRACT, 512)
+    fill(replay, 1, 5, EndReason.SUCCESS, Source.DEMONSTRATION)
+    fill(replay, 2, 5, EndReason.TIMEOUT, Source.TAKEOVER)
+    fill(replay, 3, 200, EndReason.TIMEOUT)
+    for episode in (1, 2, 3):
+        judge(replay, episode)
+    batch = replay.sample(200, np.random.default_rng(3))
+    assert batch.guided[:100].all()
+    assert batch.guided.sum() < 120
+    assert set(replay.episode[batch.rows[batch.guided]].tolist()) == {1, 2}
+    assert replay.guided_rows().tolist() == [*replay.rows(1)[:5], *replay.rows(2)[:5]]
+
+
+def test_steps_without_an_outcome_are_not_sampled() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 5, EndReason.TIMEOUT)
+    assert replay.transitions == 0
+    with pytest.raises(ValueError, match="no transition"):
+        replay.sample(8, np.random.default_rng(0))
+
+
+def test_an_open_episode_can_be_judged_and_judged_again_as_it_grows() -> None:
+    replay = Replay(CONTRACT, 64)
+    for seq in range(3):
+        replay.append(make_step(1, seq))
+    judge(replay, 1)
+    assert replay.transitions == 2
+    replay.append(make_step(1, 3))
+    judge(replay, 1)
+    assert replay.transitions == 3
+
+
+def test_an_outcome_of_another_length_is_refused() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 5, EndReason.TIMEOUT)
+    with pytest.raises(ValueError, match="outcome of 3 actions for 6 frames"):
+        replay.set_outcome(1, reward.outcome(np.zeros(4, np.bool_), None))
+
+
+def test_growing_keeps_every_row() -> None:
+    replay = Replay(CONTRACT, 4 * FIRST_ROWS)
+    for episode in range(30):
+        fill(replay, episode, 49, EndReason.TIMEOUT)
+    assert replay.size == 1500 > FIRST_ROWS
+    assert len(replay.seq) < 4 * FIRST_ROWS
+    assert replay.seq[: replay.size].tolist() == list(range(50)) * 30
+    assert replay.frames[1499].min() == replay.frames[1499].max() == (7 * 29 + 49) % 256
+
+
+def test_a_full_replay_says_which_setting_to_raise() -> None:
+    replay = Replay(CONTRACT, 3)
+    for seq in range(3):
+        replay.append(make_step(1, seq))
+    with pytest.raises(ReplayFull, match=r"learner\.replay_capacity"):
+        replay.append(make_step(1, 3))
+
+
+def test_steps_that_repeat_or_follow_an_end_or_carry_another_contract_are_refused() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 2, EndReason.SUCCESS)
+    replay.append(make_step(2, 0))
+    with pytest.raises(ValueError, match="has ended"):
+        replay.append(make_step(1, 3))
+    with pytest.raises(ValueError, match="does not follow"):
+        replay.append(make_step(2, 0))
+    other = dataclasses.replace(CONTRACT, rate_hz=20.0)
+    with pytest.raises(ValueError, match="contract"):
+        replay.append(make_step(3, 0, contract=other))
+    broken = dataclasses.replace(make_step(2, 1), state=np.full(len(CONTRACT.state), np.nan, np.float32))
+    with pytest.raises(ValueError, match="not finite"):
+        replay.append(broken)
+    assert replay.size == 4
+
+
+def test_an_action_beyond_the_contract_is_stored_within_it() -> None:
+    replay = Replay(CONTRACT, 64)
+    step = dataclasses.replace(make_step(1, 0), executed=np.array([1.5, -2.0, 0.5, 1.0], np.float32))
+    assert replay.action[replay.append(step)].tolist() == [1.0, -1.0, 0.5, 1.0]
+
+
+def test_a_shift_moves_each_picture_by_its_own_offset_and_repeats_the_edge() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
+    offsets = np.zeros((2, 2, 2), np.int64)
+    offsets[1, 0] = (2, -3)
+    moved = shift(frames, offsets)
+    assert np.array_equal(moved[0], frames[0])
+    assert np.array_equal(moved[1, 1], frames[1, 1])
+    assert np.array_equal(moved[1, 0, 2:, :5], frames[1, 0, :6, 3:])
+    assert np.array_equal(moved[1, 0, 0], moved[1, 0, 2])
+
+
+def test_random_shifts_follow_their_generator() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (4, 2, 16, 16, 3), np.uint8)
+    one, two = (random_shift(frames, 4, np.random.default_rng(5)) for _ in range(2))
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, frames)
+
+
+def test_the_shifted_copies_of_a_row_are_the_same_whenever_they_are_made() -> None:
+    rows = np.arange(2000)
+    together = steady_offsets(rows, 3, 2, 4)
+    assert np.array_equal(together[70:80], steady_offsets(rows[70:80], 3, 2, 4))
+    assert together.min() == -4 and together.max() == 4
+    assert abs(together.mean()) < 0.1
+    assert together.shape == (2000, 3, 2, 2)

@@ -1,0 +1,129 @@
+"""The SAC update: what the critics learn, what bounds them, and what cloning and temperature do to the actor."""
+
+import pytest
+import torch
+from steadyhand_models.nets.actor_critic import Actor
+from steadyhand_training.config import LearnerSettings
+from steadyhand_training.sac import Sac, Transitions
+
+OBSERVATION, ACTIONS = 6, 2
+SETTINGS = LearnerSettings(hidden=32, learning_rate=3e-3, target_rate=0.05, temperature=1e-3)
+
+
+def make_sac(settings: LearnerSettings = SETTINGS, seed: int = 0) -> Sac:
+    torch.manual_seed(seed)
+    return Sac(Actor(OBSERVATION, ACTIONS, settings.hidden), OBSERVATION, ACTIONS, settings, seed)
+
+
+def bandit(seed: int, size: int = 64, mask: float = 0.0) -> Transitions:
+    """One step and done; the reward is 1 for actions near +0.5 in every dimension, falling to 0."""
+    random = torch.Generator().manual_seed(seed)
+    observation = torch.randn(size, OBSERVATION, generator=random)
+    action = 2 * torch.rand(size, ACTIONS, generator=random) - 1
+    reward = (1 - (action - 0.5).abs().mean(-1)).clamp(0, 1)
+    every = torch.full((size,), mask)
+    return Transitions(observation, action, reward, every, observation.roll(1, 0), torch.ones(size))
+
+
+def chain(value: float, mask: float) -> Transitions:
+    observation = torch.ones(32, OBSERVATION)
+    action = torch.zeros(32, ACTIONS)
+    reward, masks = torch.full((32,), value), torch.full((32,), mask)
+    return Transitions(observation, action, reward, masks, observation, torch.zeros(32))
+
+
+def test_the_actor_finds_the_rewarded_action() -> None:
+    sac = make_sac()
+    for i in range(400):
+        metrics = sac.update(bandit(i), act=True, bc_weight=0.0)
+    mean, _ = sac.actor(bandit(999).observation)
+    assert (torch.tanh(mean) - 0.5).abs().mean() < 0.1
+    assert metrics["critic_loss"] < 0.02
+
+
+def test_terminal_transitions_learn_their_reward_and_nothing_behind_it() -> None:
+    sac = make_sac()
+    for _ in range(300):
+        sac.update(chain(0.3, mask=0.0), act=False, bc_weight=0.0)
+    assert sac.critics(torch.ones(1, OBSERVATION), torch.zeros(1, ACTIONS)).mean() == pytest.approx(0.3, abs=0.02)
+
+
+def test_bootstrapped_targets_never_leave_what_the_reward_makes_possible() -> None:
+    # A reward of 1 forever would be worth 1 / (1 - discount) = 25 without the bound.
+    sac = make_sac()
+    for _ in range(300):
+        metrics = sac.update(chain(1.0, mask=1.0), act=False, bc_weight=0.0)
+        assert metrics["target"] <= 1.0
+    assert metrics["q"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_targets_carry_no_entropy_bonus() -> None:
+    # With reward zero everywhere every value is zero, however much entropy there is to be had.
+    sac = make_sac(LearnerSettings(hidden=32, learning_rate=3e-3, target_rate=0.05, temperature=1.0))
+    for _ in range(400):
+        metrics = sac.update(chain(0.0, mask=1.0), act=False, bc_weight=0.0)
+    assert metrics["q"].abs() < 0.02
+
+
+def test_cloning_pulls_the_actor_to_guided_actions_only() -> None:
+    for guided, near in ((1.0, True), (0.0, False)):
+        sac = make_sac()
+        batch = bandit(1)
+        batch = Transitions(
+            batch.observation,
+            torch.full_like(batch.action, -0.8),
+            torch.zeros(64),
+            batch.discount_mask,
+            batch.next_observation,
+            torch.full((64,), guided),
+        )
+        for _ in range(150):
+            sac.update(batch, act=True, bc_weight=10.0)
+        apart = (torch.tanh(sac.actor(batch.observation)[0]) + 0.8).abs().mean()
+        assert (apart < 0.1) == near
+
+
+def test_temperature_falls_while_entropy_is_above_its_target_and_rises_below() -> None:
+    for sign in (1.0, -1.0):
+        sac = make_sac()
+        sac.target_entropy = -sign * 100.0
+        before = sac.log_temperature.item()
+        sac.update(bandit(0), act=True, bc_weight=0.0)
+        assert (sac.log_temperature.item() - before) * sign < 0
+
+
+def test_the_actors_step_leaves_the_critics_alone_and_the_other_way_round() -> None:
+    sac = make_sac()
+    before = {name: value.clone() for name, value in sac.networks().items()}
+    sac.update_actor(bandit(0), bc_weight=0.0)
+    changed = {name for name, value in sac.networks().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith(("actor.", "log_temperature")) for name in changed)
+    before = {name: value.clone() for name, value in sac.networks().items()}
+    sac.update_critics(bandit(0))
+    changed = {name for name, value in sac.networks().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("critics.") for name in changed)
+
+
+def test_a_target_takes_the_lowest_of_its_random_subset() -> None:
+    settings = LearnerSettings(hidden=32, critics=4, critics_in_target=2)
+    sac = make_sac(settings)
+    observation, action = torch.randn(8, OBSERVATION), torch.randn(8, ACTIONS)
+    values = sac.targets(observation, action)
+    pairs = {(a, b): torch.minimum(values[a], values[b]) for a in range(4) for b in range(a + 1, 4)}
+    seen = set()
+    for _ in range(60):
+        got = sac._target_value(observation, action)
+        seen |= {pair for pair, lowest in pairs.items() if torch.equal(got, lowest)}
+    assert seen == set(pairs)
+
+
+def test_a_resumed_sac_continues_exactly() -> None:
+    one, two = make_sac(seed=0), make_sac(seed=1)
+    for i in range(5):
+        one.update(bandit(i), act=True, bc_weight=0.1)
+    two.load_state_dict(one.state_dict())
+    for i in range(5, 10):
+        one.update(bandit(i), act=True, bc_weight=0.1)
+        two.update(bandit(i), act=True, bc_weight=0.1)
+    for name, value in one.networks().items():
+        assert torch.equal(value, two.networks()[name]), name
