@@ -7,14 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-
 from steadyhand_models import reward
 from steadyhand_models import task as tasks
 from steadyhand_models.nets import classifier, export
 from steadyhand_training import fitting, gate
 from steadyhand_training.fitting import Fit, FitSettings, Pool
 from steadyhand_training.gate import GateSettings, Judged, Quality, Trial
+from torch import nn
+
+torch.set_num_threads(1)  # more threads than free cores wait for each other
 
 SHAPE = (2, 16, 16, 3)
 
@@ -107,7 +108,7 @@ def test_fitting_separates_bright_from_dark_and_leaves_the_champion_alone() -> N
     champion = classifier.build(SHAPE, 2, seed=0)
     frames = pictures(64) // 2
     frames[:32] += 100
-    targets = np.repeat(np.float32([1, 0]), 32)
+    targets = np.repeat([1, 0], 32).astype(np.float32)
     before = fitting.log_odds(champion, frames)
     fit = Fit(champion, FitSettings())
     losses = [fit.step(frames, targets, np.ones((64, 2), bool)) for _ in range(30)]
@@ -161,14 +162,14 @@ def test_firing_on_frames_that_nobody_spoke_of_is_neither_right_nor_wrong() -> N
 
 def test_the_threshold_rises_until_the_false_episodes_meet_the_budget() -> None:
     hard = [episode([0.72, 0.72], [-1, -1])] * 4 + [episode([0.1, 0.1], [-1, -1])] * 60
-    easy = [episode([0.97, 0.97], [1, 1])] * 10
+    easy = [episode([0.95, 0.95], [1, 1])] * 10
     assert gate.choose_rule(hard + easy, RULE, GateSettings()).threshold >= 0.75
     assert gate.judge(hard + easy, gate.choose_rule(hard + easy, RULE, GateSettings())).recall == 1.0
 
 
 def test_the_budget_comes_before_recall() -> None:
     episodes = [episode([0.85, 0.85], [-1, -1])] * 2 + [episode([0.1, 0.1], [-1, -1])] * 60
-    episodes += [episode([0.8, 0.8], [1, 1])] + [episode([0.97, 0.97], [1, 1])] * 2
+    episodes += [episode([0.8, 0.8], [1, 1])] + [episode([0.95, 0.95], [1, 1])] * 2
     quality = gate.judge(episodes, gate.choose_rule(episodes, RULE, GateSettings(false_success_budget=0.05)))
     assert (quality.false, quality.found) == (0, 2)
 
@@ -180,8 +181,8 @@ def test_the_budget_is_not_met_by_silence() -> None:
 
 
 def test_with_few_episodes_one_wrong_key_does_not_silence_the_classifier() -> None:
-    wrong_key = episode([0.1, 0.94, 0.94], [-1, -1, -1])
-    episodes = [wrong_key] + [episode([0.1, 0.94, 0.94], [-1, 1, 1])] * 4
+    wrong_key = episode([0.1, 0.89, 0.89], [-1, -1, -1])
+    episodes = [wrong_key] + [episode([0.1, 0.89, 0.89], [-1, 1, 1])] * 4
     assert gate.judge(episodes, gate.choose_rule(episodes, RULE, GateSettings())).recall == 1.0
 
 
@@ -221,7 +222,9 @@ LOWER = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40)
 
 
 @given(LOWER, st.integers(1, 4), st.sampled_from(gate.THRESHOLDS))
-def test_a_classifier_is_right_exactly_when_judging_finds_no_fault(lower: list[float], k: int, threshold: float) -> None:
+def test_a_classifier_is_right_exactly_when_judging_finds_no_fault(
+    lower: list[float], k: int, threshold: float
+) -> None:
     labels = [(-1, 0, 1)[i % 3] for i in range(len(lower))]
     rule = reward.Rule(threshold, k)
     quality = gate.judge([episode(lower, labels)], rule)

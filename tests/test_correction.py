@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
-
+import torch
 from steadyhand_models import artifact, reward
 from steadyhand_models import task as tasks
 from steadyhand_models.messages import EndReason, Label, LabelKind, Source, Step
@@ -17,6 +18,8 @@ from steadyhand_training.correction import Correction, CorrectionError, Correcti
 from steadyhand_training.fitting import FitSettings
 from steadyhand_training.labels import Ledger
 from steadyhand_training.replay import Replay
+
+torch.set_num_threads(1)  # more threads than free cores wait for each other
 
 TICK_NS = 100_000_000
 SIZE_PX = 16
@@ -67,13 +70,26 @@ class Robot:
 
     def step(self, seq: int, frames: np.ndarray, source: Source, end: EndReason | None) -> Step:
         action = None if end else np.zeros(4, np.float32)
-        state = np.zeros(18, np.float32)
-        reasons: tuple[str, ...] = ()
-        who = Source.NONE if end else source
         return Step(
-            "r", self.episode, seq, seq, self.now_ns, CONTRACT.hash, frames, state, action, action, who, reasons, None, 0,
-            self.correction.version, 0.0, 0.0, end,
-        )  # fmt: skip
+            run="r",
+            episode=self.episode,
+            seq=seq,
+            tick=seq,
+            stamp_ns=self.now_ns,
+            contract=CONTRACT.hash,
+            frames=frames,
+            state=np.zeros(18, np.float32),
+            proposed=action,
+            executed=action,
+            source=Source.NONE if end else source,
+            reasons=(),
+            classifier=None,
+            policy_version=0,
+            classifier_version=self.correction.version,
+            frame_age_s=0.0,
+            state_age_s=0.0,
+            end=end,
+        )
 
     def say(self, kind: LabelKind, *, episode: int | None = None, after_s: float = 0.5, undo_of: str = "") -> Label:
         """The operator's word after the last frame, passed on as the trainer does."""
@@ -87,8 +103,10 @@ class Robot:
 
     def demonstrate(self) -> None:
         """A demonstrated lift: 8 frames low, 2 between, 6 high."""
-        self.record([LOW] * 8 + [7, 5] + [HIGH] * 6, [14] * 8 + [10, 8] + [6] * 6, Source.DEMONSTRATION, EndReason.SUCCESS)
-        self.say(LabelKind.SUCCESS, after_s=-0.0)
+        self.record(
+            [LOW] * 8 + [7, 5] + [HIGH] * 6, [14] * 8 + [10, 8] + [6] * 6, Source.DEMONSTRATION, EndReason.SUCCESS
+        )
+        self.say(LabelKind.SUCCESS, after_s=0.0)
 
     def miss(self) -> int:
         """The arm goes up without the cube, and the classifier ends the episode."""
@@ -104,6 +122,10 @@ class Robot:
 
     def rewarded(self, episode: int) -> bool:
         return bool(self.correction.outcomes(episode).reward.any())
+
+
+def _both(mark: np.ndarray, arm: int, cube: int) -> np.ndarray:
+    return np.stack([mark, mark])
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +207,13 @@ def test_what_only_tells_episodes_apart_does_not_pass_for_knowledge() -> None:
     robot = Robot(dataclasses.replace(QUICK, heads=1, first_batches=80, fit=plain))
     for i in range(16):
         mark = robot.rng.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
-        robot.picture = lambda arm, cube, mark=mark: np.stack([mark, mark])  # type: ignore[method-assign]
+        robot.picture = functools.partial(_both, mark)  # type: ignore[method-assign]
         robot.record([LOW] * 6, [14] * 6, Source.DEMONSTRATION, EndReason.SUCCESS)
         # Half are called a success from the first frame on, for no reason that could be seen.
         robot.say(LabelKind.SUCCESS if i % 2 else LabelKind.FAILURE, after_s=-0.5)
     robot.correction.first_fit()
-    assert robot.correction.metrics["taught_balanced_accuracy"] > 0.95
     assert robot.correction.metrics["held_out_balanced_accuracy"] < 0.9
+    assert robot.correction.metrics["temperature"] > 2.0, "it knows that it does not know"
 
 
 def test_a_fit_without_successes_says_what_is_missing() -> None:
@@ -233,11 +255,11 @@ def test_a_missed_success_becomes_terminal_and_masks_what_follows(robot: Robot) 
     robot.correction.settle([episode])
     rows = robot.replay.rows(episode)[:-1]
     assert robot.replay.usable[rows].all()
-    # Pressed 0.5 s before the last frame and meant for 0.5 s earlier: frames 4..6 of 12.
-    robot.say(LabelKind.FALSE_NEGATIVE, after_s=-0.5)
-    assert np.flatnonzero(robot.replay.reward[rows]).tolist() == [3], "frame 4 judges action 3"
-    assert np.flatnonzero(robot.replay.terminal[rows]).tolist() == [3]
-    assert np.flatnonzero(robot.replay.usable[rows]).tolist() == [0, 1, 2, 3]
+    # Pressed at frame 10 of 0..11 about what was seen at frame 5, and from 0.2 s before it.
+    robot.say(LabelKind.FALSE_NEGATIVE, after_s=-0.1)
+    assert np.flatnonzero(robot.replay.reward[rows]).tolist() == [2], "frame 3 judges action 2"
+    assert np.flatnonzero(robot.replay.terminal[rows]).tolist() == [2]
+    assert np.flatnonzero(robot.replay.usable[rows]).tolist() == [0, 1, 2]
 
 
 def test_a_label_on_a_running_episode_waits_for_its_end(robot: Robot) -> None:
@@ -272,6 +294,11 @@ def test_flags_correct_the_classifier_and_relabel_what_nobody_spoke_of(robot: Ro
     assert promotion.flip_rate == promotion.flipped / promotion.actions
 
 
+def test_the_labels_that_made_the_first_classifier_ask_for_no_second(robot: Robot) -> None:
+    assert robot.correction.work(FOREVER) is None
+    assert not robot.correction.busy
+
+
 def test_silence_teaches_nothing(robot: Robot) -> None:
     fool(robot, 10)
     assert robot.correction.work(FOREVER) is None
@@ -280,7 +307,7 @@ def test_silence_teaches_nothing(robot: Robot) -> None:
 
 
 def test_words_that_agree_with_the_classifier_wait_until_there_are_several(checkpoint: Path) -> None:
-    robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=12))
+    robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=5))
     robot.lift()
     robot.say(LabelKind.VERDICT_SUCCESS)
     assert robot.correction.work(0.0) is None
@@ -400,6 +427,19 @@ def test_a_candidate_in_growth_is_begun_anew_after_a_restart(robot: Robot, tmp_p
     other = Correction(CONTRACT, TASK, robot.replay, robot.ledger, QUICK, seed=0)
     other.load(tmp_path / "c.pt")
     assert not other.busy
+    other.work(0.0)
+    assert other.busy
+
+
+def test_labels_that_came_after_the_checkpoint_are_heard_after_a_restart(robot: Robot, tmp_path: Path) -> None:
+    robot.correction.save(tmp_path / "c.pt")
+    [episode] = fool(robot, 1)
+    robot.correction.settle([episode])
+    robot.say(LabelKind.FALSE_POSITIVE)
+    robot.replay.reward[:] = 0.5
+    other = Correction(CONTRACT, TASK, robot.replay, robot.ledger, QUICK, seed=0)
+    other.load(tmp_path / "c.pt")
+    assert not robot.replay.reward[robot.replay.rows(episode)[:-1]].any(), "loading settles every episode"
     other.work(0.0)
     assert other.busy
 

@@ -132,7 +132,7 @@ def test_waiting_ends_when_the_child_dies_first(tmp_path: Path) -> None:
     child = Child(Plan("sim", python("raise SystemExit('no GL: install libegl1')")), tmp_path)
     child.start()
     with pytest.raises(Death, match="install libegl1"):
-        wait_for([child], tmp_path / "port", DEADLINE_S)
+        wait_for([child], tmp_path / "port", DEADLINE_S, lambda: False)
 
 
 # The live view

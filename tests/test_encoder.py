@@ -7,6 +7,7 @@ from steadyhand_models import task
 from steadyhand_models.nets.actor_critic import STATE_CLIP, Actor, Critics, Policy
 from steadyhand_models.nets.encoder import Encoder
 
+torch.set_num_threads(1)
 CONTRACT = task.load("lift").contract()
 
 

@@ -9,10 +9,13 @@ from steadyhand_models.nets import export
 from steadyhand_models.nets.actor_critic import Policy
 from steadyhand_models.nets.export import IR_VERSION, OPSET, TOLERANCE, Exporter, ExportError
 
+torch.set_num_threads(1)
 CONTRACT = task.load("lift").contract()
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (4, *CONTRACT.frames_shape), np.uint8)
-STATE = (CONTRACT.state_offset + CONTRACT.state_scale * RANDOM.uniform(-1, 1, (4, len(CONTRACT.state)))).astype(np.float32)
+STATE = (CONTRACT.state_offset + CONTRACT.state_scale * RANDOM.uniform(-1, 1, (4, len(CONTRACT.state)))).astype(
+    np.float32
+)
 
 
 def make_policy(seed: int) -> Policy:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from steadyhand_models import task as tasks
 from steadyhand_models.messages import EndReason, Label, LabelKind, Source, Step
 from steadyhand_training.labels import Course, Ledger, Windows, resolve
@@ -23,7 +22,13 @@ def at(frame: float) -> int:
 
 
 def word(kind: LabelKind, stamp_ns: int, *, reaction_s: float = 0.3, who: str = "ann", **more: object) -> Label:
-    fields = {"event_id": f"{kind.value}-{who}-{stamp_ns}", "device": "keys", "run": "r", "episode": 4, "contradicts": 1}
+    fields = {
+        "event_id": f"{kind.value}-{who}-{stamp_ns}",
+        "device": "keys",
+        "run": "r",
+        "episode": 4,
+        "contradicts": 1,
+    }
     return Label(kind=kind, stamp_ns=stamp_ns, who=who, reaction_s=reaction_s, **fields | more)  # type: ignore[arg-type]
 
 

@@ -106,6 +106,7 @@ def test_the_port_answers_the_servo_protocol_with_the_arms_pose(running):
     arm = load_arm()
     driver = Driver(transport, arm, Calibration.default(len(arm.joints)), clock, chosen.baud)
     try:
+        transport.drain()
         reading = driver.cycle(None)
     finally:
         driver.close()

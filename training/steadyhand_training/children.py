@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,10 +136,10 @@ def stop_in_order(children: Sequence[Child]) -> list[str]:
     return [child.plan.name for child in children if not child.stop()]
 
 
-def wait_for(children: Sequence[Child], there: Path, timeout_s: float) -> None:
-    """Wait until a file is there. Raises Death when a child ends before, UserError after timeout_s."""
+def wait_for(children: Sequence[Child], there: Path, timeout_s: float, stopped: Callable[[], bool]) -> None:
+    """Wait until a file is there or `stopped()`. Raises Death when a child ends before, UserError after timeout_s."""
     deadline_s = time.monotonic() + timeout_s
-    while not there.exists():
+    while not there.exists() and not stopped():
         watch(children)
         if time.monotonic() > deadline_s:
             names = ", ".join(child.plan.name for child in children)

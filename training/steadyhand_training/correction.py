@@ -48,9 +48,7 @@ class CorrectionSettings:
     pessimism: Annotated[float, Field(ge=0, le=5)] = 1.0
     first_batches: Count = 200
     candidate_batches: Count = 50
-    attempts: Annotated[int, Field(ge=1, le=10)] = (
-        3  # a refused candidate is trained on, this often in all
-    )
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3  # a refused candidate is trained on, this often in all
     held_out_every: Annotated[int, Field(ge=2, le=100)] = 4
     recent_episodes: Count = 20
     least_steps: Annotated[int, Field(ge=0, le=100_000)] = 40  # recorded steps from one candidate to the next
@@ -211,6 +209,7 @@ class Correction:
         Raises CorrectionError when either class has no frames to learn from, or none to be judged by.
         """
         self.evidence.anchor()
+        self._waiting = [e for e in self._waiting if e not in self.evidence.anchors]
         taught = self.evidence.pool(self.evidence.taught())
         judged = self.evidence.pool(self.evidence.held_out())
         if not len(taught.positive) or not len(taught.negative):
@@ -231,13 +230,18 @@ class Correction:
 
     def notice(self, label: Label) -> None:
         """A label was added to the ledger: its episode's outcome follows at once, the classifier during `work`."""
+        episode = self._wait_for(label)
+        if episode is not None and self._replay.ended(episode) is not None:
+            self.settle([episode])
+
+    def _wait_for(self, label: Label) -> int | None:
+        """Remember the episode that a label is about, for the next candidate."""
         named = self._ledger.target(label) if label.kind is LabelKind.UNDO else label
         if named is None:
-            return
+            return None
         if named.episode not in self._waiting:
             self._waiting.append(named.episode)
-        if self._replay.ended(named.episode) is not None:
-            self.settle([named.episode])
+        return named.episode
 
     def work(self, budget_s: float) -> Promotion | None:
         """Go on with correcting for about budget_s; a promotion if there was one. An infinite budget ends a course."""
@@ -381,6 +385,7 @@ class Correction:
             "promotion": promotion,
             "taught_accuracy": self._taught_accuracy,
             "waiting": self._waiting + [e for e in self.evidence.fresh if self.busy and e not in self._waiting],
+            "heard": len(self._ledger),
             "quiet": self._quiet,
             "begun_at": self._begun_at,
             "evidence": self.evidence.state(),
@@ -390,7 +395,10 @@ class Correction:
         torch.save({"state": json.dumps(state), "net": net}, path)
 
     def load(self, path: Path) -> None:
-        """Take up what `save` wrote; replay and ledger must be filled already. Raises CorrectionError."""
+        """Take up what `save` wrote; labels that the ledger has beyond it are noticed. Settles every episode.
+
+        Replay and ledger must be filled already. Raises CorrectionError.
+        """
         try:
             data = torch.load(path, map_location="cpu", weights_only=True)
             state = json.loads(data["state"])
@@ -405,6 +413,8 @@ class Correction:
         self._waiting, self._quiet, self._begun_at = state["waiting"], state["quiet"], state["begun_at"]
         self.evidence.restore(state["evidence"])
         self._rng.bit_generator.state = state["rng"]
+        for label in self._ledger.after(state["heard"]):
+            self._wait_for(label)
         if state["promotion"] is not None:
             self.last_promotion = Promotion(
                 **state["promotion"] | {"quality": Quality(**state["promotion"]["quality"])}
@@ -413,4 +423,4 @@ class Correction:
             net = classifier.build(self._contract.frames_shape, self.settings.heads, self._seed)
             net.load_state_dict(weights)
             self._champion = _Standing(Scores(net, self._replay), self._rule_of(state["threshold"]))
-            self.settle()
+        self.settle()

@@ -259,7 +259,7 @@ class Demo:
             child.start()
             self._children.append(child)
             if plan.name == "sim":
-                wait_for(self._children, self._run / "edge" / "port", START_S)
+                wait_for(self._children, self._run / "edge" / "port", START_S, lambda: bool(self._stop.asked))
             if self._stop.asked:
                 break
         ears, tally = Ears(self._at), live.LiveTally()

@@ -20,7 +20,7 @@ I8 = npt.NDArray[np.int8]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 Z_ONE_SIDED_95 = 1.6448536269514722  # one-sided 95% quantile of the normal distribution
-THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(9))
 # A false success ends an episode and pays for nothing; a missed one costs a few ticks until the person's key.
 HARM_OF_FALSE = 2.0
 

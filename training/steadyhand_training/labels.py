@@ -115,6 +115,10 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._labels)
 
+    def after(self, count: int) -> list[Label]:
+        """The labels that arrived after the first `count`, undos included."""
+        return list(self._labels.values())[count:]
+
     @property
     def episodes(self) -> list[int]:
         """Episodes of which something is said, in order of their first label."""

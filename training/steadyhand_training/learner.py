@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import time
@@ -62,7 +61,7 @@ class Learner:
         self._random = np.random.default_rng(seed)
         self._seed = seed
         self._exporter = export.Exporter()
-        self._good = self._snapshot()
+        self._good = self.sac.state_dict()
         self._features = torch.zeros(0, 1 + settings.shifted_copies, self.policy.encoder.features)
         self._states = torch.zeros(0, len(contract.state))
         self._encoded = np.zeros(0, np.bool_)
@@ -85,7 +84,7 @@ class Learner:
             self.sac.update(self._transitions(self._sample()), act=False, bc_weight=0.0)
             if i % CHECK_EVERY == 0:
                 report(0.9 + 0.1 * i / self.settings.warmup_updates, "critic warm-up")
-        self._good = self._snapshot()
+        self._good = self.sac.state_dict()
         report(1.0, "pretrained")
         return {"bc_loss": loss}
 
@@ -161,18 +160,15 @@ class Learner:
                 raise Diverged(f"learning diverged {self.restores} times by update {self.updates}: {metrics}")
             self._return_to_good()
             return
-        self._good = self._snapshot()
+        self._good = self.sac.state_dict()
         self.metrics = self.metrics | metrics | {"bc_weight": self.bc_weight, "restores": float(self.restores)}
 
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(value).all()) for value in self.sac.networks().values())
 
-    def _snapshot(self) -> dict[str, Any]:
-        return copy.deepcopy(self.sac.state_dict())
-
     def _return_to_good(self) -> None:
         random = self.sac.random.get_state()
-        self.sac.load_state_dict(copy.deepcopy(self._good))
+        self.sac.load_state_dict(self._good)
         # The same noise again could lead to the same end.
         self.sac.random.set_state(random)
 
@@ -296,6 +292,6 @@ class Learner:
         self.pretrained = state["pretrained"]
         self._random.bit_generator.state = json.loads(state["random"])
         self.policy.encoder.requires_grad_(not self.pretrained)
-        self._good = self._snapshot()
+        self._good = self.sac.state_dict()
         self._encoded[:] = False
         self.observe(np.arange(self.replay.size))

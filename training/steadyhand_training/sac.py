@@ -100,15 +100,16 @@ class Sac:
                 value.copy_(networks[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact resume needs."""
+        """A copy of everything that an exact resume needs."""
         optimisers = {name: optimiser.state_dict() for name, optimiser in self._optimisers().items()}
-        return {"networks": self.networks(), "random": self.random.get_state(), **optimisers}
+        return copy.deepcopy({"networks": self.networks(), "random": self.random.get_state(), **optimisers})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.restore(state["networks"])
         self.random.set_state(state["random"])
         for name, optimiser in self._optimisers().items():
-            optimiser.load_state_dict(state[name])
+            # torch keeps the tensors that it is given, and the caller may want to load them again.
+            optimiser.load_state_dict(copy.deepcopy(state[name]))
 
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import warnings
@@ -104,13 +105,18 @@ def _run_torch(net: nn.Module, samples: Samples) -> F32:
 
 
 def _trace(net: nn.Module, names: Sequence[str], output_name: str, samples: Samples) -> onnx.ModelProto:
-    """The graph for a batch of one. Constants are not folded, so that every weight keeps its name in the graph."""
+    """The graph for a batch of one. Constants are not folded, so that every weight keeps its name in it."""
+    stand_in = copy.deepcopy(net)
+    with torch.no_grad():
+        # The exporter merges weights that are equal, as fresh biases are; random ones all keep a place of their own.
+        for value in stand_in.state_dict().values():
+            value.copy_(torch.rand(value.shape))
     inputs: tuple[Tensor, ...] = tuple(torch.from_numpy(s[:1]) for s in samples)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces its newer exporter, which needs another package
         torch.onnx.export(
-            net,
+            stand_in,
             inputs,
             buffer,  # type: ignore[arg-type]  # the stub wants a path; a buffer is documented
             input_names=list(names),
@@ -121,6 +127,8 @@ def _trace(net: nn.Module, names: Sequence[str], output_name: str, samples: Samp
         )
     graph = onnx.load_model_from_string(buffer.getvalue())
     graph.ir_version = IR_VERSION
+    if not _replace_weights(graph, net):
+        raise ExportError("the exported graph does not keep every weight under its own name")
     onnx.checker.check_model(graph)
     return graph
 

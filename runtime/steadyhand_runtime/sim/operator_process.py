@@ -65,7 +65,10 @@ class SceneHand:
         """Take the answer in, or ask again."""
         if self._wanted is None:
             return
-        reply = newest(self._socket, SceneReply)
+        try:
+            reply = newest(self._socket, SceneReply)
+        except zmq.ZMQError:
+            reply = None  # a refusal was received already: nothing is awaited until the request is repeated
         if reply is not None and reply.ok:
             self._wanted = None
         elif now_ns - self._sent_ns > SCENE_RETRY_S * NS_PER_S:

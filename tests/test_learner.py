@@ -1,0 +1,241 @@
+"""The learner: pretraining, the feature cache, updates, artifacts and exact resume, on a small task of its own."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from steadyhand_models import artifact, reward, settings, task
+from steadyhand_models.messages import Channel, EndReason, Source, Step
+from steadyhand_models.nets.export import ExportError
+from steadyhand_training.config import LearnerSettings
+from steadyhand_training.learner import CHECK_EVERY, CheckpointError, Diverged, Learner
+from steadyhand_training.replay import Replay
+
+torch.set_num_threads(1)
+LIFT = task.load("lift").contract()
+CAMERA = dataclasses.replace(LIFT.cameras[0], native_px=(16, 16), crop_px=(0, 0, 16, 16), size_px=(16, 16))
+CONTRACT = dataclasses.replace(LIFT, cameras=(CAMERA,))
+SMALL = LearnerSettings(
+    batch=16, hidden=16, features_per_camera=8, pretrain_batches=4, pretrain_batch=8, warmup_updates=2, shift_px=1
+)
+
+
+def record(replay: Replay, episode: int, source: Source, actions: int = 6) -> None:
+    """An episode whose picture shows a square, whose action is to move to its side, and which succeeds at its end."""
+    random = np.random.default_rng(episode)
+    for seq in range(actions + 1):
+        end = EndReason.SUCCESS if seq == actions else None
+        side = random.integers(0, 2)
+        frames = np.zeros(CONTRACT.frames_shape, np.uint8)
+        frames[0, 4:12, 9 * side : 9 * side + 6] = 255
+        action = None if end else np.array([2.0 * side - 1.0, 0.0, 0.0, 0.5], np.float32) * 0.8
+        replay.append(
+            Step(
+                run="run",
+                episode=episode,
+                seq=seq,
+                tick=seq,
+                stamp_ns=seq,
+                contract=CONTRACT.hash,
+                frames=frames,
+                state=CONTRACT.state_offset.copy(),
+                proposed=action,
+                executed=action,
+                source=Source.NONE if end else source,
+                reasons=(),
+                classifier=None,
+                policy_version=0,
+                classifier_version=0,
+                frame_age_s=0.0,
+                state_age_s=0.0,
+                end=end,
+            )
+        )
+    success = np.zeros(actions + 1, np.bool_)
+    success[-1] = True
+    replay.set_outcome(episode, reward.outcome(success, EndReason.SUCCESS))
+
+
+def make_learner(chosen: LearnerSettings = SMALL, seed: int = 0, episodes: int = 4) -> Learner:
+    replay = Replay(CONTRACT, 4000)
+    for episode in range(episodes):
+        record(replay, episode, Source.DEMONSTRATION)
+    return Learner(CONTRACT, replay, chosen, seed)
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    encoder = {f"encoder.{k}": v for k, v in learner.policy.encoder.state_dict().items()}
+    return {k: v.clone() for k, v in (learner.sac.networks() | encoder).items()}
+
+
+def test_pretraining_clones_the_demonstrations() -> None:
+    learner = make_learner(dataclasses.replace(SMALL, pretrain_batches=150, warmup_updates=0))
+    heard: list[float] = []
+    learner.pretrain(lambda share, what: heard.append(share))
+    rows = learner.replay.guided_rows()
+    frames, state = (torch.from_numpy(v[rows]) for v in (learner.replay.frames, learner.replay.state))
+    got = learner.policy(frames, state, torch.zeros(len(rows), 4)).detach().numpy()
+    assert np.abs(got - learner.replay.action[rows]).mean() < 0.1
+    assert heard == sorted(heard) and heard[-1] == 1.0
+
+
+def test_pretraining_without_demonstrations_says_so() -> None:
+    with pytest.raises(ValueError, match="needs demonstrations"):
+        make_learner(episodes=0).pretrain()
+
+
+def test_updates_change_actor_and_critics_but_never_the_frozen_encoder() -> None:
+    learner = make_learner()
+    learner.pretrain()
+    before = weights(learner)
+    for _ in range(4):
+        learner.update()
+    after = weights(learner)
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {name for name in before if name.startswith("encoder.")}
+
+
+def test_warm_up_moves_the_critics_and_not_the_cloned_actor() -> None:
+    cold, warm = (make_learner(dataclasses.replace(SMALL, warmup_updates=n)) for n in (0, 5))
+    for learner in (cold, warm):
+        learner.pretrain()
+    one, two = weights(cold), weights(warm)
+    moved = {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])}
+    assert moved == {"critics", "targets"}
+    assert warm.updates == 0
+
+
+def test_cached_features_are_those_of_the_encoder_for_plain_and_shifted_frames() -> None:
+    learner = make_learner(dataclasses.replace(SMALL, shifted_copies=2))
+    learner.pretrain()
+    with torch.no_grad():
+        plain = learner.policy.encoder(torch.from_numpy(learner.replay.frames[:10]))
+    assert torch.allclose(learner._features[:10, 0], plain, atol=1e-6)
+    assert not torch.allclose(learner._features[:10, 1], plain, atol=1e-3)
+
+
+def test_rows_recorded_after_pretraining_are_encoded_whether_or_not_anybody_said_so() -> None:
+    learner = make_learner()
+    learner.pretrain()
+    for episode in range(10, 200):
+        record(learner.replay, episode, Source.POLICY)
+    for _ in range(40):
+        learner.update()
+        used = learner._sample()
+        assert learner._is_encoded(np.concatenate([used.rows, used.next_rows])).all()
+    row = int(learner.replay.rows(199)[0])
+    learner.observe(np.array([row]))
+    with torch.no_grad():
+        fresh = learner.policy.encoder(torch.from_numpy(learner.replay.frames[row : row + 1]))
+    assert torch.allclose(learner._features[row, :1], fresh, atol=1e-6)
+
+
+def test_cloning_fades_by_its_half_life() -> None:
+    learner = make_learner(dataclasses.replace(SMALL, bc_weight=1.0, bc_weight_end=0.2, bc_half_life_updates=100))
+    assert learner.bc_weight == 1.0
+    learner.updates = 100
+    assert learner.bc_weight == pytest.approx(0.6)
+    learner.updates = 100_000
+    assert learner.bc_weight == pytest.approx(0.2)
+
+
+def test_weights_that_stop_being_finite_return_to_the_last_good_ones_and_are_counted() -> None:
+    learner = make_learner()
+    learner.pretrain()
+    for _ in range(CHECK_EVERY):
+        learner.update()
+    good = weights(learner)
+    with torch.no_grad():
+        learner.sac.critics.layers[0].weight.fill_(float("nan"))
+    for _ in range(CHECK_EVERY):
+        learner.update()
+    assert learner.restores == 1
+    assert all(torch.equal(value, good[name]) for name, value in weights(learner).items())
+    learner.update()
+    assert all(torch.isfinite(value).all() for value in weights(learner).values())
+
+
+def test_a_learner_that_diverges_again_and_again_gives_up_with_a_reason() -> None:
+    learner = make_learner()
+    learner.pretrain()
+    with pytest.raises(Diverged, match="not finite"):
+        for _ in range(6 * CHECK_EVERY):
+            with torch.no_grad():
+                learner.sac.actor.mean.weight.fill_(float("nan"))
+            learner.update()
+
+
+def test_a_resumed_learner_continues_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    learner = make_learner()
+    learner.pretrain()
+    for _ in range(7):
+        learner.update()
+    learner.save(tmp_path / "learner.pt")
+    resumed = make_learner(seed=99)
+    resumed.load(tmp_path / "learner.pt")
+    for each in (learner, resumed):
+        record(each.replay, 50, Source.TAKEOVER)
+        for _ in range(5):
+            each.update()
+    one, two = weights(learner), weights(resumed)
+    assert resumed.updates == 12 and resumed.pretrained
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_checkpoint_before_pretraining_resumes_to_the_same_pretraining(tmp_path: Path) -> None:
+    learner = make_learner()
+    learner.save(tmp_path / "learner.pt")
+    resumed = make_learner(seed=5)
+    resumed.load(tmp_path / "learner.pt")
+    assert not resumed.pretrained and not resumed.ready
+    resumed.pretrain()
+    learner.pretrain()
+    one, two = weights(learner), weights(resumed)
+    assert all(torch.equal(one[name], two[name]) for name in one if not name.startswith(("critics", "targets")))
+
+
+def test_checkpoints_that_do_not_fit_are_refused_with_the_reason(tmp_path: Path) -> None:
+    learner = make_learner()
+    learner.save(tmp_path / "learner.pt")
+    wider = make_learner(dataclasses.replace(SMALL, hidden=24))
+    with pytest.raises(CheckpointError, match="other learner settings"):
+        wider.load(tmp_path / "learner.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "learner.pt").read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        learner.load(tmp_path / "torn.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        learner.load(tmp_path / "absent.pt")
+    other = Learner(LIFT, Replay(LIFT, 100), SMALL, 0)
+    with pytest.raises(CheckpointError, match="contract"):
+        other.load(tmp_path / "learner.pt")
+
+
+def test_an_artifact_is_whole_verified_and_names_its_step() -> None:
+    learner = make_learner()
+    learner.pretrain()
+    for _ in range(3):
+        learner.update()
+    made = learner.artifact(version=7, parent=6)
+    back = artifact.unpack(artifact.pack(made), CONTRACT.hash)
+    assert (back.manifest.channel, back.manifest.version, back.manifest.parent) == (Channel.POLICY, 7, 6)
+    assert (back.manifest.training_step, back.manifest.boundary) == (3, "tick")
+    assert back.golden.output.shape == (4, 4)
+
+
+def test_an_artifact_of_a_broken_policy_or_without_any_frame_is_refused() -> None:
+    learner = make_learner()
+    with torch.no_grad():
+        learner.policy.actor.mean.bias[0] = float("nan")
+    with pytest.raises(ExportError, match="not finite"):
+        learner.artifact(1, 0)
+    with pytest.raises(ExportError, match="no frames"):
+        make_learner(episodes=0).artifact(1, 0)
+
+
+def test_settings_out_of_bounds_are_named() -> None:
+    with pytest.raises(settings.SettingsError, match="discount"):
+        settings.validate(LearnerSettings, {"discount": 1.0}, "here")
+    with pytest.raises(settings.SettingsError, match="temperature"):
+        settings.validate(LearnerSettings, {"temprature": 0.1}, "here")
