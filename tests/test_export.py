@@ -1,4 +1,4 @@
-"""Export: the graph computes what torch did, keeps to the format of the oldest onnxruntime, and refuses broken models."""
+"""Export: the graph computes what torch did, keeps to the oldest onnxruntime's format, and refuses broken models."""
 
 import numpy as np
 import onnx

@@ -107,10 +107,11 @@ def test_the_port_answers_the_servo_protocol_with_the_arms_pose(running):
     driver = Driver(transport, arm, Calibration.default(len(arm.joints)), clock, chosen.baud)
     try:
         transport.drain()
-        reading = driver.cycle(None)
+        deadline_s = time.monotonic() + DEADLINE_MS / 1000
+        while not (reading := driver.cycle(None)).valid.all():  # a busy machine may answer too late for one cycle
+            assert time.monotonic() < deadline_s
     finally:
         driver.close()
-    assert reading.valid.all()
     np.testing.assert_allclose(reading.position_rad, robot.world.read().position_rad, atol=0.01)
 
 

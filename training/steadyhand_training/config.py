@@ -23,13 +23,14 @@ class LearnerSettings:
     target_rate: Annotated[float, Field(gt=0, le=1)] = 0.005
     critics: Annotated[int, Field(ge=1, le=32)] = 2
     critics_in_target: Annotated[int, Field(ge=1, le=32)] = 2
-    actor_every: Count = 1
+    actor_every: Count = 2
     temperature: Positive = 0.02
+    temperature_learning_rate: Positive = 1e-3
     hidden: Annotated[int, Field(ge=8, le=4096)] = 256
     features_per_camera: Annotated[int, Field(ge=4, le=1024)] = 64
     shift_px: Annotated[int, Field(ge=0, le=16)] = 4
     shifted_copies: Annotated[int, Field(ge=0, le=16)] = 3
-    pretrain_batches: Count = 1000
+    pretrain_batches: Count = 500
     pretrain_batch: Annotated[int, Field(ge=2, le=4096)] = 64
     pretrain_learning_rate: Positive = 1e-3
     warmup_updates: Annotated[int, Field(ge=0)] = 500

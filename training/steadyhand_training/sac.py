@@ -49,7 +49,9 @@ class Sac:
         rate = settings.learning_rate
         self.critic_optimiser = torch.optim.Adam(self.critic_parameters, rate, fused=True)
         self.actor_optimiser = torch.optim.Adam(self.actor_parameters, rate, fused=True)
-        self.temperature_optimiser = torch.optim.Adam([self.log_temperature], rate, fused=True)
+        self.temperature_optimiser = torch.optim.Adam(
+            [self.log_temperature], settings.temperature_learning_rate, fused=True
+        )
 
     def update(self, batch: Transitions, act: bool, bc_weight: float) -> dict[str, Tensor]:
         """One gradient step of the critics and, with `act`, of actor and temperature. Metrics stay tensors."""

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -223,19 +224,36 @@ class Robot:
         folder = config.private_folder(config.socket_folder(chosen.sockets, chosen.run))
         scene = scene_settings(what)
         self.world = SharedWorld(World(scene, chosen.seed))
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._truth = _bound(self._context, zmq.PUB, endpoint(folder, "sim.truth"))
-        self._control = _bound(self._context, zmq.REP, endpoint(folder, "sim.control"))
-        cameras = what.contract().cameras
-        self._cameras = Cameras(self.world, scene, cameras, folder, self._context, chosen.camera_hz, self._clock)
+        self._publish_every = max(1, round(chosen.physics_hz / TRUTH_HZ))
+        self._write_every = max(1, round(chosen.physics_hz / TRUTH_ROW_HZ))
+        with ExitStack() as opened:  # what has been opened is closed again when a later part cannot be
+            self._open(chosen, what.contract().cameras, scene, folder, opened)
+            self._opened = opened.pop_all()
+        self.rate = Rate(self._clock, chosen.physics_hz)
+        self._last_ns = self._clock.now_ns()
+
+    def _open(
+        self,
+        chosen: SimSettings,
+        cameras: Sequence[contract.Camera],
+        scene: SceneSettings,
+        folder: Path,
+        opened: ExitStack,
+    ) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        opened.callback(context.term)
+        self._truth = _bound(context, zmq.PUB, endpoint(folder, "sim.truth"))
+        opened.callback(self._truth.close)
+        self._control = _bound(context, zmq.REP, endpoint(folder, "sim.control"))
+        opened.callback(self._control.close)
+        self._truth_log = TruthLog(config.RunPaths(chosen.run).truth)
+        opened.callback(self._truth_log.close)
+        self._cameras = Cameras(self.world, scene, cameras, folder, context, chosen.camera_hz, self._clock)
+        opened.callback(self._cameras.close)
         # Threads inherit the scheduler of the one that starts them: the servos' shall, the cameras' shall not.
         self.degraded = _prefer_realtime()
         self._port = PtyPort(VirtualChain(self.world, baud=chosen.baud), chosen.port_link, self._clock)
-        self._truth_log = TruthLog(paths.truth)
-        self._publish_every = max(1, round(chosen.physics_hz / TRUTH_HZ))
-        self._write_every = max(1, round(chosen.physics_hz / TRUTH_ROW_HZ))
-        self.rate = Rate(self._clock, chosen.physics_hz)
-        self._last_ns = self._clock.now_ns()
+        opened.callback(self._port.close)
 
     @property
     def port(self) -> str:
@@ -280,12 +298,8 @@ class Robot:
         self._control.send(wire.encode(SceneReply(ok)))
 
     def close(self) -> None:
-        self._port.close()
-        self._cameras.close()
-        self._truth_log.close()
-        for socket in (self._truth, self._control):
-            socket.close(linger=0)
-        self._context.term()
+        """Hang up the port, then free everything else; harmless when repeated."""
+        self._opened.close()
 
     def __enter__(self) -> Robot:
         return self
