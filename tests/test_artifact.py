@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from steadyhand_models import artifact as a
+from steadyhand_models import wire
 from steadyhand_models.messages import Channel
 from steadyhand_models.registry import Registry
 
@@ -39,6 +40,11 @@ def test_a_bundle_comes_back_whole():
     assert back.manifest == make().manifest
     assert back.model == b"onnx"
     np.testing.assert_array_equal(back.golden.output, make().golden.output)
+
+
+def test_a_model_may_be_larger_than_a_message():
+    model = bytes(wire.MAX_MESSAGE_BYTES + 1)
+    assert a.unpack(a.pack(make(model=model)), CONTRACT).model == model
 
 
 def test_a_changed_model_is_refused():

@@ -226,3 +226,16 @@ def test_the_shifted_copies_of_a_row_are_the_same_whenever_they_are_made() -> No
     assert together.min() == -4 and together.max() == 4
     assert abs(together.mean()) < 0.1
     assert together.shape == (2000, 3, 2, 2)
+
+
+def test_a_demonstration_that_failed_is_data_but_nothing_to_imitate() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 4, EndReason.SUCCESS, Source.DEMONSTRATION)
+    fill(replay, 2, 4, EndReason.FAILURE, Source.DEMONSTRATION)
+    judge(replay, 1, [4])
+    judge(replay, 2)
+    assert set(replay.episode[replay.guided_rows()]) == {1}
+    batch = replay.sample(256, np.random.default_rng(0))
+    assert set(replay.episode[batch.rows[:128]]) == {1}
+    assert set(replay.episode[batch.rows[128:]]) == {1, 2}
+    assert not batch.guided[replay.episode[batch.rows] == 2].any()

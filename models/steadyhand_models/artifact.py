@@ -98,8 +98,8 @@ def pack(artifact: Artifact) -> bytes:
 def unpack(data: bytes, contract_hash: str) -> Artifact:
     """Rebuild and verify a bundle against its own hash and this machine's contract. Raises ArtifactError."""
     try:
-        bundle = wire.decode(data, _Bundle)
-        golden = wire.decode(bundle.golden, Golden)
+        bundle = wire.decode(data, _Bundle, max_bytes=MAX_MODEL_BYTES)
+        golden = wire.decode(bundle.golden, Golden, max_bytes=MAX_MODEL_BYTES)
     except wire.WireError as error:
         raise ArtifactError(f"damaged bundle: {error}") from None
     artifact = Artifact(manifest_from_json(bundle.manifest), bundle.model, golden)

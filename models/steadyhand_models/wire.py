@@ -47,10 +47,10 @@ def encode(message: Any) -> bytes:
     return packed
 
 
-def decode(data: bytes, *expected: type[M]) -> M:
+def decode(data: bytes, *expected: type[M], max_bytes: int = MAX_MESSAGE_BYTES) -> M:
     """The message in `data`, which must be one of `expected`. Raises WireError."""
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise WireError(f"message of {len(data)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+    if len(data) > max_bytes:
+        raise WireError(f"message of {len(data)} bytes is over the limit of {max_bytes}")
     try:
         items = msgpack.unpackb(
             data, raw=False, strict_map_key=True, max_str_len=MAX_TEXT_CHARS, max_array_len=MAX_ITEMS, max_map_len=0

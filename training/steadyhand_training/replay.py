@@ -50,7 +50,7 @@ class Batch:
     action: F32  # (B, A)
     reward: F32  # (B,)
     discount_mask: F32  # (B,)
-    guided: Bool  # (B,) the action was a person's
+    guided: Bool  # (B,) the action was a person's, and worth imitating
 
 
 class Replay:
@@ -134,7 +134,7 @@ class Replay:
         self._pools = None
 
     def sample(self, batch: int, rng: np.random.Generator) -> Batch:
-        """B transitions: half from demonstrations and takeovers, half from everything. Raises ValueError when empty."""
+        """B transitions: half from guided ones, half from everything. Raises ValueError when there are none."""
         guided, everything = self._transition_pools()
         if not len(everything):
             raise ValueError("replay has no transition to sample yet")
@@ -146,7 +146,7 @@ class Replay:
             action=self.action[rows],
             reward=self.reward[rows],
             discount_mask=1.0 - self.terminal[rows].astype(np.float32),
-            guided=np.isin(self.source[rows], GUIDED),
+            guided=self._worth_imitating(rows),
         )
 
     @property
@@ -155,15 +155,19 @@ class Replay:
         return len(self._transition_pools()[1])
 
     def guided_rows(self) -> I64:
-        """Rows whose action was a person's, whatever they are worth."""
-        known = slice(0, self.size)
-        return np.flatnonzero(self.has_action[known] & np.isin(self.source[known], GUIDED))
+        """Transitions (N,) whose action was a person's and is worth imitating."""
+        return self._transition_pools()[0]
 
     def _transition_pools(self) -> tuple[I64, I64]:
         if self._pools is None:
             everything = np.flatnonzero(self.usable[: self.size])
-            self._pools = everything[np.isin(self.source[everything], GUIDED)], everything
+            self._pools = everything[self._worth_imitating(everything)], everything
         return self._pools
+
+    def _worth_imitating(self, rows: I64) -> Bool:
+        """Which rows (N,) a person acted in, but not on the way to a failure: nobody demonstrates that to be copied."""
+        failed = [e for e, end in self._ended.items() if end is EndReason.FAILURE]
+        return np.isin(self.source[rows], GUIDED) & ~np.isin(self.episode[rows], failed)
 
     def _check(self, step: Step) -> int | None:
         """The row before this step, or None at the first step of an episode."""
