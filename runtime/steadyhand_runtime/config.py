@@ -44,7 +44,7 @@ class ControlSettings:
 
     exploration: Annotated[float, Field(ge=0, le=2)] = 1.0  # scales the policy's own noise; 0 is its mean action
     reward_source: RewardSource = RewardSource.HYBRID
-    collect_hold_steps: Annotated[int, Field(ge=0, le=200)] = 15  # recorded after a demonstration's success key
+    collect_hold_steps: Annotated[int, Field(ge=0, le=200)] = 30  # recorded after a demonstration's success key
     seed: Annotated[int, Field(ge=0)] = 0
     realtime_priority: Annotated[int, Field(ge=1, le=99)] = 40
 

@@ -24,7 +24,7 @@ class LearnerSettings:
     critics: Annotated[int, Field(ge=1, le=32)] = 2
     critics_in_target: Annotated[int, Field(ge=1, le=32)] = 2
     actor_every: Count = 2
-    temperature: Positive = 0.02
+    temperature: Positive = 0.005
     temperature_learning_rate: Positive = 1e-3
     hidden: Annotated[int, Field(ge=8, le=4096)] = 256
     features_per_camera: Annotated[int, Field(ge=4, le=1024)] = 64
@@ -34,6 +34,6 @@ class LearnerSettings:
     pretrain_batch: Annotated[int, Field(ge=2, le=4096)] = 64
     pretrain_learning_rate: Positive = 1e-3
     warmup_updates: Annotated[int, Field(ge=0)] = 500
-    bc_weight: Annotated[float, Field(ge=0)] = 0.5
+    bc_weight: Annotated[float, Field(ge=0)] = 2.0
     bc_weight_end: Annotated[float, Field(ge=0)] = 0.0
     bc_half_life_updates: Count = 2000

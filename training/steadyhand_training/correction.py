@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import numpy as np
@@ -288,6 +288,7 @@ class Correction:
 
     def _correct(self) -> Generator[None, None, Promotion | None]:
         """One candidate from warm start to promotion or rejection, in slices."""
+        objection = ""
         fit = Fit(self._in_force().scores.net, self.settings.fit)
         pools = self.evidence.pools(self.settings.recent_episodes)
         fresh, past = self.evidence.taught_flags(fresh=True), self.evidence.taught_flags(fresh=False)
@@ -298,11 +299,11 @@ class Correction:
             candidate = self._calibrated(fit)
             yield
             objection = gate.objection(self._trial(candidate, fresh, past), self.settings.gate)
-            if objection is None:
+            if not objection:
                 return (yield from self._put_in_force(candidate))
-            self.last_rejection = objection
             yield
         self.rejections += 1
+        self.last_rejection = objection
         self.evidence.set_aside([e for e in fresh if not self._right(candidate, [e])])
         return None
 
@@ -403,7 +404,7 @@ class Correction:
             data = torch.load(path, map_location="cpu", weights_only=True)
             state = json.loads(data["state"])
             self._restore(state, data["net"])
-        except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError) as error:
+        except (OSError, RuntimeError, UnpicklingError, KeyError, TypeError, ValueError, EOFError) as error:
             raise CorrectionError(f"{path}: no usable classifier checkpoint ({error}); remove it to fit anew") from None
 
     def _restore(self, state: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

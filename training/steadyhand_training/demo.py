@@ -57,8 +57,8 @@ class DemoSettings:
     classifier: Classifier = Classifier.CORRECTED
     run: str = ""  # run folder; empty: runs/<date>-<time>
     task: str = "lift"
-    demonstrations: Annotated[int, Field(ge=2, le=1000)] = 10
-    wander: Annotated[int, Field(ge=0, le=1000)] = 3  # failed ones: the first classifier's easy negatives
+    demonstrations: Annotated[int, Field(ge=2, le=1000)] = 5
+    wander: Annotated[int, Field(ge=0, le=1000)] = 0  # failed ones: easy negatives beyond the ways to the cube
     evaluate_episodes: Annotated[int, Field(ge=0, le=10_000)] = 200  # after the run, in lockstep; 0: no evaluation
 
 

@@ -23,6 +23,8 @@ Z_ONE_SIDED_95 = 1.6448536269514722  # one-sided 95% quantile of the normal dist
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(9))
 # A false success ends an episode and pays for nothing; a missed one costs a few ticks until the person's key.
 HARM_OF_FALSE = 2.0
+# So many episodes outweigh one that carries a wrong key or that reaction times have blurred.
+FEW = 4
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ class Trial:
     past_kept_champion: int
 
 
-def objection(trial: Trial, settings: GateSettings) -> str | None:
-    """Why a candidate may not replace the champion, or None."""
+def objection(trial: Trial, settings: GateSettings) -> str:
+    """Why a candidate may not replace the champion; empty when it may."""
     new, old = trial.candidate, trial.champion
     if new.false - old.false > settings.most_false_rise * new.refuted:
         return f"false_success {old.false} -> {new.false} of {new.refuted} held-out episodes"
@@ -141,9 +143,9 @@ def objection(trial: Trial, settings: GateSettings) -> str | None:
         return f"past_flags {kept} of {trial.past} still right"
     if trial.fresh_fixed < settings.least_fixed * trial.fresh:
         return f"not_fixed {trial.fresh_fixed} of {trial.fresh} flagged episodes fixed"
-    return None
+    return ""
 
 
 def _slack(episodes: int, settings: GateSettings) -> float:
-    """Episodes that may be lost; one in any case where there are enough of them that one may be a wrong key."""
-    return max(settings.most_recall_loss * episodes, 1.0 if episodes >= 5 else 0.0)
+    """Episodes that may be lost; one in any case where it may be a wrong key among others."""
+    return max(settings.most_recall_loss * episodes, 1.0 if episodes >= FEW else 0.0)

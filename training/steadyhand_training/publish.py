@@ -19,7 +19,7 @@ from steadyhand_training import log
 class PublishSettings:
     """When the robot gets a new policy. A classifier is published whenever one is promoted."""
 
-    policy_every_s: Annotated[float, Field(gt=0)] = 20.0
+    policy_every_s: Annotated[float, Field(gt=0)] = 10.0
     least_updates: Annotated[int, Field(ge=0)] = 100
     in_flight_s: Annotated[float, Field(gt=0)] = 10.0  # a robot that has not answered by then no longer holds back
 
