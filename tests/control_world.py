@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from onnx_models import lift
+
 from steadyhand_models.artifact import Manifest
 from steadyhand_models.messages import (
     BusState,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
 from steadyhand_models.artifact import Artifact, Golden, Manifest, digest
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel

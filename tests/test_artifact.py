@@ -53,7 +53,7 @@ def test_a_changed_model_is_refused():
 
 
 def test_another_contract_is_refused_by_name():
-    with pytest.raises(a.ArtifactError, match="made for contract c+, this machine has d+"):
+    with pytest.raises(a.ArtifactError, match=r"made for contract c+, this machine has d+"):
         a.unpack(a.pack(make()), "d" * 16)
 
 
@@ -102,5 +102,5 @@ def test_half_a_publication_is_invisible(tmp_path):
 def test_an_unknown_version_names_the_newest_ones(tmp_path):
     registry = Registry(tmp_path)
     registry.publish(make(3))
-    with pytest.raises(a.ArtifactError, match="no policy v9 .* newest: v3"):
+    with pytest.raises(a.ArtifactError, match=r"no policy v9 .* newest: v3"):
         registry.load(Channel.POLICY, 9)

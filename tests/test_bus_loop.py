@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import RAD_PER_TICK, Calibration
 from steadyhand_models import wire

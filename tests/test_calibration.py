@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steadyhand_firmware.calibration import Calibration
 
 SIX_TICKS = st.lists(st.integers(0, 4095), min_size=6, max_size=6)

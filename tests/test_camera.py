@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+
 from steadyhand_models import messages as m
 from steadyhand_models import settings, task, topics, wire
 from steadyhand_models.settings import SettingsError

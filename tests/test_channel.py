@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+
 from steadyhand_models import wire
 from steadyhand_models.messages import (
     BusAction,

@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+
 from steadyhand_models import reward
 from steadyhand_models import task as tasks
 from steadyhand_models.nets import classifier, export
 from steadyhand_training import fitting, gate
 from steadyhand_training.fitting import Fit, FitSettings, Pool
 from steadyhand_training.gate import GateSettings, Judged, Quality, Trial
-from torch import nn
 
 torch.set_num_threads(1)  # more threads than free cores wait for each other
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steadyhand_runtime.clock import NS_PER_S, LatenessHistogram, ManualClock, MonotonicClock, Rate
 
 

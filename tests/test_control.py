@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from control_world import PERIOD_NS, Bench, FakeModel
+
 from steadyhand_models import reward, wire
 from steadyhand_models.messages import (
     Channel,

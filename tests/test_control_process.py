@@ -15,6 +15,7 @@ import onnx_models
 import pytest
 import zmq
 from control_world import bus_state, frames_at
+
 from steadyhand_models import wire
 from steadyhand_models.artifact import Artifact
 from steadyhand_models.messages import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.control_table import Access, ControlTable, Register, sts3215
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from steadyhand_models import artifact, reward
 from steadyhand_models import task as tasks
 from steadyhand_models.messages import EndReason, Label, LabelKind, Source, Step

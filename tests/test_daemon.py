@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from steadyhand_models import settings
 from steadyhand_models.cli import UserError
 from steadyhand_models.settings import SettingsError

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+
 from steadyhand_models import settings
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import ControlStatus, Mode, TrainerStatus, Truth

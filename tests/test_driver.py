@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import RAD_PER_TICK, Calibration
 from steadyhand_runtime.bus.driver import Driver, Reading

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from steadyhand_models import task
 from steadyhand_models.nets.actor_critic import STATE_CLIP, Actor, Critics, Policy
 from steadyhand_models.nets.encoder import Encoder

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_publish import made
+
 from steadyhand_models.artifact import ArtifactError
 from steadyhand_models.cli import UserError
 from steadyhand_models.registry import Registry
 from steadyhand_training import evaluate
 from steadyhand_training.evaluate import EvaluateSettings, summarise
-from test_publish import made
 
 # Stands in for `steadyhand`: writes the words it got and three episodes.
 FAKE = """

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+
 from steadyhand_models import task
 from steadyhand_models.nets import export
 from steadyhand_models.nets.actor_critic import Policy

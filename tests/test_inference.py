@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_models
 import pytest
+
 from steadyhand_models.artifact import Artifact, ArtifactError, Golden
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from test_publish import made
+from training_steps import CONTRACT, RUN, demonstration, records, step
+
 from steadyhand_models import artifact, wire
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import (
@@ -29,8 +32,6 @@ from steadyhand_models.messages import (
 from steadyhand_models.registry import Registry
 from steadyhand_training.ingest import CHUNK_BYTES, Ingest
 from steadyhand_training.journal import Journal, Kind
-from test_publish import made
-from training_steps import CONTRACT, RUN, demonstration, records, step
 
 DEADLINE_MS = 5_000
 HELLO = Hello("edge", "boot", RUN, CONTRACT.hash, CONTRACT.to_json())

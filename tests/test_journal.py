@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training_steps import CONTRACT, RUN, demonstration, label, records, step
+
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel, LabelKind, Record, Swap, SwapOutcome
 from steadyhand_training.journal import Journal, Kind
-from training_steps import CONTRACT, RUN, demonstration, label, records, step
 
 SWAP = Swap(Channel.POLICY, 3, 2, SwapOutcome.SWAPPED, "", 41, 4_100_000_000, 0.02, 0, 0.001)
 

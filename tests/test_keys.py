@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import (
     BusAction,

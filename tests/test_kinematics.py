@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from steadyhand_runtime import kinematics
 from steadyhand_runtime.kinematics import LIMITS_RAD, PITCH_DOWN_RAD, PITCH_MIN_RAD, chain, solve, tip_pose
 

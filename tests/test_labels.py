@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steadyhand_models import task as tasks
 from steadyhand_models.messages import EndReason, Label, LabelKind, Source, Step
 from steadyhand_training.labels import Course, Ledger, Windows, resolve

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from steadyhand_models import artifact, reward, settings, task
 from steadyhand_models.messages import Channel, EndReason, Source, Step
 from steadyhand_models.nets.export import ExportError

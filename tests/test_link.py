@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import zmq
+
 from steadyhand_models import artifact, task, wire
 from steadyhand_models import messages as m
 from steadyhand_models.registry import Registry

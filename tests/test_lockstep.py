@@ -12,6 +12,7 @@ import onnx_models
 import pytest
 import zmq
 from control_world import FakeModel
+
 from steadyhand_models import wire
 from steadyhand_models.artifact import ArtifactError
 from steadyhand_models.messages import (

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from training_steps import CONTRACT, RUN, TASK, demonstration, driven, label, step
+
 from steadyhand_models import wire
 from steadyhand_models.messages import Channel, EndReason, LabelKind, Source, Swap, SwapOutcome
 from steadyhand_training.journal import Entry, Kind
 from steadyhand_training.labels import Ledger
 from steadyhand_training.memory import STREAM_STRIDE, Memory, News
 from steadyhand_training.replay import Replay
-from training_steps import CONTRACT, RUN, TASK, demonstration, driven, label, step
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from steadyhand_training.metrics import JsonLines, read_json_lines, wilson
 
 

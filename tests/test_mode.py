@@ -6,6 +6,7 @@ import itertools
 from dataclasses import fields
 
 import pytest
+
 from steadyhand_models.messages import Mode
 from steadyhand_runtime.mode import Facts, next_mode
 

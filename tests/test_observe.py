@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from control_world import bus_state, frames_at
 from onnx_models import lift
+
 from steadyhand_runtime.kinematics import tip_pose
 from steadyhand_runtime.observe import Blind, Observation, Observer
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+
 from steadyhand_models import task as tasks
 from steadyhand_models.messages import BusAction, ControlStatus, EventKind, Mode, OperatorEvent, Truth
 from steadyhand_runtime.sim.operator import OperatorSettings, OperatorTurn, ScriptedOperator

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx_models import lift
+
 from steadyhand_runtime.kinematics import LIMITS_RAD, tip_pose
 from steadyhand_runtime.projection import Projection
 

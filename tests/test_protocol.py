@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from steadyhand_firmware.control_table import sts3215
 from steadyhand_runtime.bus import protocol
 from steadyhand_runtime.bus.protocol import BlockReader, Frame

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training_steps import CONTRACT
+
 from steadyhand_models import artifact
 from steadyhand_models.artifact import Artifact, ArtifactError, Golden, Manifest
 from steadyhand_models.messages import Channel, Swap, SwapOutcome
 from steadyhand_models.registry import Registry
 from steadyhand_training.publish import Publisher, PublishSettings, Schedule
-from training_steps import CONTRACT
 
 
 def made(version: int, channel: Channel = Channel.POLICY, size: int = 1000) -> Artifact:

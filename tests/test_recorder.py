@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 from control_world import Bench, FakeModel
+
 from steadyhand_models import wire
 from steadyhand_models.messages import Channel, EventKind, Label, Mode, Step, Swap
 from steadyhand_runtime.recorder import EpisodeCounter, Recorder, ThreadedRecorder

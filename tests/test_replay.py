@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+
 from steadyhand_models import reward, task
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import EndReason, Source, Step

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training_steps import CONTRACT, PERIOD_NS, RUN, label, step
+
 from steadyhand_models import wire
 from steadyhand_models.artifact import Artifact, Golden, Manifest, digest
 from steadyhand_models.cli import UserError
@@ -17,7 +19,6 @@ from steadyhand_models.registry import Registry
 from steadyhand_training import report, video
 from steadyhand_training.facts import TruthTrack, gather, moving, read_truth
 from steadyhand_training.journal import Journal
-from training_steps import CONTRACT, PERIOD_NS, RUN, label, step
 
 LENGTH = 8
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from steadyhand_models.nets.actor_critic import Actor
 from steadyhand_training.config import LearnerSettings
 from steadyhand_training.sac import Sac, Transitions

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from steadyhand_firmware.control_table import sts3215
 from steadyhand_runtime.bus import protocol
 from steadyhand_runtime.bus.protocol import Alarm, Frame

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import Calibration
 from steadyhand_runtime.bus.driver import Driver

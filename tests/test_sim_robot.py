@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import Calibration
 from steadyhand_models import messages as m

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+
 from steadyhand_runtime import spool as spool_module
 from steadyhand_runtime.spool import Spool, SpoolError
 

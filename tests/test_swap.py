@@ -9,6 +9,7 @@ import numpy as np
 import onnx_models
 import pytest
 from control_world import FakeModel
+
 from steadyhand_models.artifact import Artifact
 from steadyhand_models.messages import Channel, Swap, SwapOutcome
 from steadyhand_models.registry import Registry

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from test_ingest import HELLO, Robot
+from training_steps import CONTRACT, RUN, demonstration, driven, label, records
+
 from steadyhand_models import settings as toml
 from steadyhand_models import wire
 from steadyhand_models.artifact import ArtifactError
@@ -42,8 +45,6 @@ from steadyhand_training.publish import PublishSettings
 from steadyhand_training.run_folder import RunFolder
 from steadyhand_training.trainer import Phase, Trainer
 from steadyhand_training.trainer_settings import LockstepSettings, TrainerSettings
-from test_ingest import HELLO, Robot
-from training_steps import CONTRACT, RUN, demonstration, driven, label, records
 
 DEADLINE_S = 60.0
 TINY = TrainerSettings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+
 from steadyhand_models import task, wire
 from steadyhand_models.messages import EndReason, Label, LabelKind, Record, Source, Step
 

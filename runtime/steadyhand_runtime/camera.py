@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zmq
+
 from steadyhand_models import contract, frames, task, wire
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Frame
 from steadyhand_models.settings import SettingsError
 from steadyhand_models.topics import endpoint
-
 from steadyhand_runtime import config
 from steadyhand_runtime.config import CameraDevice
 from steadyhand_runtime.telemetry import Log, StatFile

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
+
 from steadyhand_models import settings
 from steadyhand_models.cli import UserError
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from steadyhand_models.messages import (
     BusState,
     ControlStatus,
@@ -28,7 +29,6 @@ from steadyhand_models.messages import (
 from steadyhand_models.reward import Rule
 from steadyhand_models.task import Task
 from steadyhand_models.topics import TOPICS
-
 from steadyhand_runtime.clock import NS_PER_S
 from steadyhand_runtime.config import ControlSettings, RewardSource
 from steadyhand_runtime.episode import Choice, EndedBy, Ending, Episode, Look, Signals, ending

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import zmq
+
 from steadyhand_models import task as tasks
 from steadyhand_models import wire
 from steadyhand_models.cli import UserError
@@ -31,7 +32,6 @@ from steadyhand_models.registry import Registry
 from steadyhand_models.settings import SettingsError
 from steadyhand_models.task import Task
 from steadyhand_models.topics import TOPICS, endpoint
-
 from steadyhand_runtime import config, inference
 from steadyhand_runtime.clock import NS_PER_S, Clock, LatenessHistogram, MonotonicClock, Rate, realtime
 from steadyhand_runtime.config import RuntimeSettings

@@ -17,7 +17,6 @@ from typing import Any, TextIO
 
 from steadyhand_models import cli, settings, task
 from steadyhand_models.cli import UserError
-
 from steadyhand_runtime import camera, config
 from steadyhand_runtime.config import RuntimeSettings
 from steadyhand_runtime.spool import Spool

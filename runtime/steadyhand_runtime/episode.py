@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from steadyhand_models import reward
 from steadyhand_models.messages import EndReason, Source, Step
-
 from steadyhand_runtime.observe import Observation
 
 F32 = npt.NDArray[np.float32]

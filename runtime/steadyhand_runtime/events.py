@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from steadyhand_models.messages import EndReason, EventKind, EventReply, Label, LabelKind, Mode, OperatorEvent
-
 from steadyhand_runtime.clock import NS_PER_S
 from steadyhand_runtime.episode import EndedBy
 

@@ -10,7 +10,6 @@ from steadyhand_models import artifact
 from steadyhand_models.artifact import ArtifactError
 from steadyhand_models.messages import Channel, ModelChunk, ModelNotice, ModelRequest
 from steadyhand_models.registry import Registry
-
 from steadyhand_runtime.telemetry import Log
 
 CHUNK_BYTES = 256 << 10

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from steadyhand_models.artifact import Artifact, ArtifactError, Manifest
 from steadyhand_models.cli import UserError, two_onnxruntimes
 from steadyhand_models.contract import Contract

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
+
 from steadyhand_models import task, topics, wire
 from steadyhand_models.cli import UserError
 from steadyhand_models.contract import Contract
@@ -27,8 +29,6 @@ from steadyhand_models.messages import (
 )
 from steadyhand_models.registry import Registry
 from steadyhand_models.settings import SettingsError
-from zmq.utils.monitor import recv_monitor_message
-
 from steadyhand_runtime import config
 from steadyhand_runtime.config import LinkSettings
 from steadyhand_runtime.fetch import Fetcher

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import BusState, Frame
 from steadyhand_models.topics import TOPICS
-
 from steadyhand_runtime.clock import NS_PER_S
 from steadyhand_runtime.kinematics import tip_pose
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from steadyhand_models.task import Task
 
+from steadyhand_models.task import Task
 from steadyhand_runtime import kinematics
 
 F32 = npt.NDArray[np.float32]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from steadyhand_models import wire
 from steadyhand_models.messages import Label, Step, Swap
-
 from steadyhand_runtime.spool import Spool, SpoolError
 from steadyhand_runtime.telemetry import Log
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from steadyhand_models.task import Task
 
+from steadyhand_models.task import Task
 from steadyhand_runtime import kinematics
 from steadyhand_runtime.clock import NS_PER_S
 

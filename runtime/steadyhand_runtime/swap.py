@@ -11,12 +11,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from steadyhand_models.artifact import Artifact, ArtifactError, Manifest, verify
 from steadyhand_models.cli import UserError
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel, Swap, SwapOutcome
 from steadyhand_models.registry import Registry
-
 from steadyhand_runtime import inference
 from steadyhand_runtime.inference import ModelFailure
 

@@ -24,6 +24,7 @@ class LearnerSettings:
     critics: Annotated[int, Field(ge=1, le=32)] = 2
     critics_in_target: Annotated[int, Field(ge=1, le=32)] = 2
     actor_every: Count = 2
+    average_rate: Annotated[float, Field(gt=0, le=1)] = 0.003
     temperature: Positive = 0.005
     temperature_learning_rate: Positive = 1e-3
     hidden: Annotated[int, Field(ge=8, le=4096)] = 256
@@ -35,5 +36,5 @@ class LearnerSettings:
     pretrain_learning_rate: Positive = 1e-3
     warmup_updates: Annotated[int, Field(ge=0)] = 500
     bc_weight: Annotated[float, Field(ge=0)] = 2.0
-    bc_weight_end: Annotated[float, Field(ge=0)] = 0.0
+    bc_weight_end: Annotated[float, Field(ge=0)] = 0.3
     bc_half_life_updates: Count = 2000

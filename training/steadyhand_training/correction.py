@@ -14,13 +14,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
+
 from steadyhand_models import reward
 from steadyhand_models.artifact import Artifact, Manifest, digest
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel, Label, LabelKind
 from steadyhand_models.nets import classifier, export
 from steadyhand_models.task import Task
-
 from steadyhand_training import fitting, gate
 from steadyhand_training.evidence import Evidence
 from steadyhand_training.fitting import Fit, FitSettings, Pool, Scores

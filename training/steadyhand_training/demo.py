@@ -21,12 +21,12 @@ import zmq
 from pydantic import Field
 from rich.console import Console
 from rich.live import Live
+
 from steadyhand_models import settings, task, wire
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel, ControlStatus, TrainerStatus, Truth
 from steadyhand_models.registry import Registry
 from steadyhand_models.topics import endpoint
-
 from steadyhand_training import live, report
 from steadyhand_training.children import Child, Death, Plan, steadyhand, stop_in_order, wait_for, watch
 from steadyhand_training.run_folder import RunFolder, write_whole

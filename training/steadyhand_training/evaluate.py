@@ -18,12 +18,12 @@ import numpy as np
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
+
 from steadyhand_models import settings as toml
 from steadyhand_models import task as tasks
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel
 from steadyhand_models.registry import Registry
-
 from steadyhand_training.metrics import wilson
 
 STEADYHAND = (sys.executable, "-c", "import sys; from steadyhand_models.cli import main; sys.exit(main())")

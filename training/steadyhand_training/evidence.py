@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from steadyhand_models.messages import LabelKind
 
+from steadyhand_models.messages import LabelKind
 from steadyhand_training.fitting import Pool
 from steadyhand_training.labels import Ledger
 from steadyhand_training.replay import Replay

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from steadyhand_models import reward, wire
 from steadyhand_models.artifact import ArtifactError, Manifest
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel, EndReason, Label, LabelKind, Source, Step, Swap
 from steadyhand_models.registry import Registry
-
 from steadyhand_training.journal import Counts, Journal, Kind
 from steadyhand_training.metrics import read_json_lines
 from steadyhand_training.run_folder import RunFolder

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from steadyhand_models.nets.classifier import Classifier
 
+from steadyhand_models.nets.classifier import Classifier
 from steadyhand_training.replay import Replay
 
 I64 = npt.NDArray[np.int64]

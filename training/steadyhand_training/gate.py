@@ -11,8 +11,8 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from steadyhand_models import reward
 
+from steadyhand_models import reward
 from steadyhand_training.metrics import wilson
 
 F32 = npt.NDArray[np.float32]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+
 from steadyhand_models import artifact, contract, topics, wire
 from steadyhand_models.artifact import ArtifactError
 from steadyhand_models.cli import UserError
@@ -31,7 +32,6 @@ from steadyhand_models.messages import (
     Welcome,
 )
 from steadyhand_models.registry import Registry
-
 from steadyhand_training import log
 from steadyhand_training.journal import Commit, Journal
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+
 from steadyhand_models import wire
 from steadyhand_models.cli import UserError
 from steadyhand_models.contract import Contract

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+
 from steadyhand_models.messages import Label, LabelKind, Source
 
 if TYPE_CHECKING:

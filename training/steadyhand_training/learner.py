@@ -12,14 +12,14 @@ from pickle import UnpicklingError
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+
 from steadyhand_models.artifact import Artifact, Manifest, digest
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel
 from steadyhand_models.nets import export
 from steadyhand_models.nets.actor_critic import Policy
 from steadyhand_models.nets.export import ExportError
-from torch import Tensor
-
 from steadyhand_training.augment import random_shift, shift, steady_offsets
 from steadyhand_training.config import LearnerSettings
 from steadyhand_training.replay import Batch, Replay
@@ -227,11 +227,17 @@ class Learner:
 
     # -- what leaves the learner ----------------------------------------------------------------------------------
 
+    def published(self) -> Policy:
+        """What a robot should run now: the encoder with the actor's running average."""
+        policy = copy.copy(self.policy)
+        policy._modules = self.policy._modules | {"actor": self.sac.average}
+        return policy
+
     def artifact(self, version: int, parent: int) -> Artifact:
         """The present policy as an artifact, its parity with torch checked. Raises ExportError."""
         rows = self._golden_rows()
         model, golden = self._exporter.policy(
-            self.policy, self.contract, self.replay.frames[rows], self.replay.state[rows], seed=version
+            self.published(), self.contract, self.replay.frames[rows], self.replay.state[rows], seed=version
         )
         manifest = Manifest(
             channel=Channel.POLICY,

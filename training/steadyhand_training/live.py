@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rich.table import Table
+
 from steadyhand_models.messages import ControlStatus, Mode, TrainerStatus, Truth
 
 NS = 1_000_000_000

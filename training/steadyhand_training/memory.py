@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 
 from steadyhand_models.messages import EndReason, Label, LabelKind, Source, Step, Swap
-
 from steadyhand_training import log
 from steadyhand_training.journal import Entry, Kind
 from steadyhand_training.labels import Ledger

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
+
 from steadyhand_models.artifact import Artifact
 from steadyhand_models.messages import Channel, Swap
 from steadyhand_models.registry import Registry
-
 from steadyhand_training import log
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import EndReason, Source, Step
 from steadyhand_models.reward import Outcome

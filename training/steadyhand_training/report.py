@@ -11,7 +11,6 @@ from typing import Any
 from steadyhand_models import settings, task
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import SwapOutcome
-
 from steadyhand_training import page, plots, video
 from steadyhand_training.facts import EpisodeFacts, RunFacts, gather, label_counts, moving
 from steadyhand_training.run_folder import write_whole

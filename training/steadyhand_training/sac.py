@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from steadyhand_models.nets.actor_critic import Actor, Critics
 from torch import Tensor
 
+from steadyhand_models.nets.actor_critic import Actor, Critics
 from steadyhand_training.config import LearnerSettings
 
 VALUE_LO, VALUE_HI = 0.0, 1.0
@@ -33,11 +33,15 @@ class Transitions:
 
 
 class Sac:
-    """Actor, critics, their targets, the temperature and the optimisers of all three."""
+    """Actor and its running average, critics and their targets, the temperature, and the optimisers of all three.
+
+    The average is what a robot should run: single updates swing the actor between being quick and being sure.
+    """
 
     def __init__(self, actor: Actor, observation: int, actions: int, settings: LearnerSettings, seed: int) -> None:
         self.settings = settings
         self.actor = actor
+        self.average = copy.deepcopy(actor).requires_grad_(False)
         self.critics = Critics(settings.critics, observation, actions, settings.hidden)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = torch.tensor(settings.temperature).log().requires_grad_(True)
@@ -46,6 +50,7 @@ class Sac:
         self.critic_parameters = list(self.critics.parameters())
         self.target_parameters = list(self.targets.parameters())
         self.actor_parameters = list(actor.parameters())
+        self.average_parameters = list(self.average.parameters())
         rate = settings.learning_rate
         self.critic_optimiser = torch.optim.Adam(self.critic_parameters, rate, fused=True)
         self.actor_optimiser = torch.optim.Adam(self.actor_parameters, rate, fused=True)
@@ -59,8 +64,9 @@ class Sac:
         if act:
             metrics |= self.update_actor(batch, bc_weight)
         with torch.no_grad():
-            for target, online in zip(self.target_parameters, self.critic_parameters):
-                target.lerp_(online, self.settings.target_rate)
+            follow(self.target_parameters, self.critic_parameters, self.settings.target_rate)
+            if act:
+                follow(self.average_parameters, self.actor_parameters, self.settings.average_rate)
         return metrics
 
     def update_critics(self, batch: Transitions) -> dict[str, Tensor]:
@@ -91,7 +97,7 @@ class Sac:
 
     def networks(self) -> dict[str, Tensor]:
         """Every parameter that learning changes, by name."""
-        parts = {"actor": self.actor, "critics": self.critics, "targets": self.targets}
+        parts = {"actor": self.actor, "average": self.average, "critics": self.critics, "targets": self.targets}
         named = {f"{part}.{name}": value for part, net in parts.items() for name, value in net.state_dict().items()}
         return named | {"log_temperature": self.log_temperature.detach()}
 
@@ -137,3 +143,9 @@ class Sac:
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
             parameter.grad = gradient
         optimiser.step()
+
+
+def follow(slow: Sequence[Tensor], fast: Sequence[Tensor], rate: float) -> None:
+    """Move `slow` towards `fast` by a share of the way (Polyak averaging)."""
+    for behind, ahead in zip(slow, fast):
+        behind.lerp_(ahead, rate)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+
 from steadyhand_models import wire
 from steadyhand_models.messages import TrainerStatus
-
 from steadyhand_training.ingest import Counters, bind
 from steadyhand_training.memory import Tally
 from steadyhand_training.metrics import JsonLines

@@ -16,6 +16,7 @@ from types import FrameType
 
 import numpy as np
 import torch
+
 from steadyhand_models import settings as toml
 from steadyhand_models import task as tasks
 from steadyhand_models.artifact import Artifact
@@ -23,7 +24,6 @@ from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel
 from steadyhand_models.nets.export import ExportError
 from steadyhand_models.registry import Registry
-
 from steadyhand_training import checkpoint, log
 from steadyhand_training.correction import Correction, CorrectionError, Promotion
 from steadyhand_training.ingest import Ingest

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
-from steadyhand_models.messages import Step
 
+from steadyhand_models.messages import Step
 from steadyhand_training.facts import EpisodeFacts, EpisodeKind, RunFacts
 from steadyhand_training.journal import Journal
 from steadyhand_training.run_folder import RunFolder

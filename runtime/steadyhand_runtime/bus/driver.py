@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from steadyhand_firmware.arm import Arm
 from steadyhand_firmware.calibration import Calibration
 from steadyhand_firmware.control_table import sts3215
-
 from steadyhand_runtime.bus import protocol
 from steadyhand_runtime.bus.transport import BusError, Transport
 from steadyhand_runtime.clock import Clock

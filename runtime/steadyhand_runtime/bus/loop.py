@@ -10,8 +10,8 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from steadyhand_models.messages import BusAction, BusCommand, BusState, CommandReply, Goal
 
+from steadyhand_models.messages import BusAction, BusCommand, BusState, CommandReply, Goal
 from steadyhand_runtime.bus.driver import Driver, Reading, Trouble
 from steadyhand_runtime.bus.guard import Allowed, Health, Limits, Refusal, Target, check, find_fault, rest
 from steadyhand_runtime.clock import NS_PER_S, LatenessHistogram

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import Calibration
 from steadyhand_models import wire
@@ -17,7 +18,6 @@ from steadyhand_models.cli import UserError
 from steadyhand_models.messages import BusCommand, BusState, CommandReply, Goal
 from steadyhand_models.settings import SettingsError
 from steadyhand_models.topics import TOPICS, endpoint
-
 from steadyhand_runtime import config
 from steadyhand_runtime.bus.driver import Driver
 from steadyhand_runtime.bus.loop import BusLoop

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import zmq
+
 from steadyhand_models import wire
 from steadyhand_models.messages import (
     BusAction,
@@ -19,7 +20,6 @@ from steadyhand_models.messages import (
     OperatorEvent,
 )
 from steadyhand_models.topics import TOPICS, endpoint
-
 from steadyhand_runtime.clock import NS_PER_S
 
 RESEND_S = 0.3

@@ -15,6 +15,7 @@ from typing import Annotated, Protocol
 
 import zmq
 from pydantic import Field
+
 from steadyhand_models import settings, task, wire
 from steadyhand_models.messages import (
     BusAction,
@@ -25,7 +26,6 @@ from steadyhand_models.messages import (
     Mode,
     OperatorEvent,
 )
-
 from steadyhand_runtime.clock import NS_PER_S, MonotonicClock
 from steadyhand_runtime.config import socket_folder
 from steadyhand_runtime.operator.channel import OperatorClient, subscribe

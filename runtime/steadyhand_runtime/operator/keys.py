@@ -6,8 +6,8 @@ import enum
 from dataclasses import dataclass
 
 import numpy as np
-from steadyhand_models.messages import BusAction, Drive, EventKind, Mode
 
+from steadyhand_models.messages import BusAction, Drive, EventKind, Mode
 from steadyhand_runtime.clock import NS_PER_S
 
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from steadyhand_models.cli import UserError
-
 from steadyhand_runtime.sim.scene import SimError
 
 COMMANDS = {

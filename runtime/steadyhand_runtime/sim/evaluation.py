@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+
 from steadyhand_models import settings
 from steadyhand_models import task as tasks
 from steadyhand_models.artifact import Artifact, ArtifactError, verify
@@ -21,7 +22,6 @@ from steadyhand_models.cli import UserError
 from steadyhand_models.messages import BusAction, Channel, EventKind, Mode, OperatorEvent, Step
 from steadyhand_models.registry import Registry
 from steadyhand_models.task import Task
-
 from steadyhand_runtime import inference
 from steadyhand_runtime.config import ControlSettings, RewardSource
 from steadyhand_runtime.control import Control

@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import Calibration
 from steadyhand_models import frames, settings
@@ -33,7 +34,6 @@ from steadyhand_models.messages import (
 )
 from steadyhand_models.registry import Registry
 from steadyhand_models.task import Task
-
 from steadyhand_runtime.bus.driver import Driver
 from steadyhand_runtime.bus.loop import BusLoop
 from steadyhand_runtime.bus.transport import InProcessTransport

@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+
 from steadyhand_models.messages import (
     BusAction,
     ControlStatus,
@@ -19,7 +20,6 @@ from steadyhand_models.messages import (
     Truth,
 )
 from steadyhand_models.task import Task
-
 from steadyhand_runtime.sim.expert import ExpertHand, HandSettings
 from steadyhand_runtime.sim.world import TruthState
 

@@ -13,10 +13,10 @@ from typing import Annotated, TypeVar
 import numpy as np
 import zmq
 from pydantic import Field
+
 from steadyhand_models import settings, task, wire
 from steadyhand_models.messages import CommandReply, ControlStatus, EventReply, SceneReply, SceneRequest, Truth
 from steadyhand_models.topics import endpoint
-
 from steadyhand_runtime.clock import NS_PER_S, Clock, MonotonicClock
 from steadyhand_runtime.config import socket_folder
 from steadyhand_runtime.operator.channel import Context, OperatorClient, subscribe

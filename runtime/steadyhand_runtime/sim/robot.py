@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 from pydantic import Field
+
 from steadyhand_models import contract, frames, settings, task, wire
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Frame, SceneReply, SceneRequest, Truth
 from steadyhand_models.topics import endpoint
-
 from steadyhand_runtime import config
 from steadyhand_runtime.clock import NS_PER_S, Clock, MonotonicClock, Rate
 from steadyhand_runtime.sim.eye import Eye

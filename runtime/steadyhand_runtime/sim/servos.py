@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from steadyhand_firmware.calibration import MID_TICKS, RAD_PER_TICK, TICKS_PER_TURN
 from steadyhand_firmware.control_table import Access, ControlTable, sts3215
-
 from steadyhand_runtime.bus.protocol import (
     BITS_PER_BYTE,
     BROADCAST,

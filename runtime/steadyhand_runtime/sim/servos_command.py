@@ -11,8 +11,8 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from steadyhand_models import settings
 
+from steadyhand_models import settings
 from steadyhand_runtime.clock import NS_PER_S, Clock, MonotonicClock
 from steadyhand_runtime.sim.pty_port import PtyPort
 from steadyhand_runtime.sim.servos import PlantState, StillPlant, VirtualChain
