@@ -98,6 +98,21 @@ def test_updates_change_actor_and_critics_but_never_the_frozen_encoder() -> None
     assert still == {name for name in before if name.startswith("encoder.")}
 
 
+def test_a_robot_gets_the_running_average_of_the_actor() -> None:
+    learner = make_learner(dataclasses.replace(SMALL, average_rate=0.25, actor_every=1))
+    learner.pretrain()
+    name = "actor.mean.weight"
+    before = learner.published().state_dict()[name].clone()
+    learner.update()
+    after, trained = learner.published().state_dict()[name], learner.policy.state_dict()[name]
+    assert torch.allclose(after, before + 0.25 * (trained - before), atol=1e-7)
+    assert not torch.equal(after, trained)
+    golden = learner.artifact(1, 0).golden
+    inputs = [torch.from_numpy(v) for v in (golden.frames, golden.state, golden.noise)]
+    with torch.no_grad():
+        assert np.allclose(learner.published()(*inputs).numpy(), golden.output, atol=1e-5)
+
+
 def test_warm_up_moves_the_critics_and_not_the_cloned_actor() -> None:
     cold, warm = (make_learner(dataclasses.replace(SMALL, warmup_updates=n)) for n in (0, 5))
     for learner in (cold, warm):
@@ -228,7 +243,7 @@ def test_an_artifact_is_whole_verified_and_names_its_step() -> None:
 def test_an_artifact_of_a_broken_policy_or_without_any_frame_is_refused() -> None:
     learner = make_learner()
     with torch.no_grad():
-        learner.policy.actor.mean.bias[0] = float("nan")
+        learner.sac.average.mean.bias[0] = float("nan")
     with pytest.raises(ExportError, match="not finite"):
         learner.artifact(1, 0)
     with pytest.raises(ExportError, match="no frames"):

@@ -39,9 +39,9 @@ def test_the_episode_s_number_is_kept_before_its_first_step_is(tmp_path: Path) -
     seen: list[int] = []
 
     class Watching(Spool):
-        def append(self, payloads):  # type: ignore[no-untyped-def]
+        def append(self, payloads, steps=0):  # type: ignore[no-untyped-def]
             seen.append(EpisodeCounter(tmp_path / "episode").last)
-            return super().append(payloads)
+            return super().append(payloads, steps)
 
     spool = Watching(tmp_path / "spool.sqlite")
     Recorder(spool, EpisodeCounter(tmp_path / "episode")).write(episode(7))
@@ -64,11 +64,11 @@ def test_a_disk_that_refuses_for_a_while_loses_nothing_and_blocks_nobody(tmp_pat
         full = True
         refused = threading.Event()
 
-        def append(self, payloads):  # type: ignore[no-untyped-def]
+        def append(self, payloads, steps=0):  # type: ignore[no-untyped-def]
             if self.full:
                 self.refused.set()
                 raise SpoolError("the disk is full")
-            return super().append(payloads)
+            return super().append(payloads, steps)
 
     spool = Full(tmp_path / "spool.sqlite")
     recorder = ThreadedRecorder(Recorder(spool, EpisodeCounter(tmp_path / "episode")), Log())

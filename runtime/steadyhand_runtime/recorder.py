@@ -51,8 +51,9 @@ class Recorder:
         """Commit records; an episode's number is kept before its first step is."""
         if not records:
             return
-        self._counter.note(max((r.episode for r in records if isinstance(r, Step)), default=0))
-        self._spool.append([wire.encode(r) for r in records])
+        steps = [r for r in records if isinstance(r, Step)]
+        self._counter.note(max((s.episode for s in steps), default=0))
+        self._spool.append([wire.encode(r) for r in records], len(steps))
         self.committed += len(records)
 
 

@@ -21,6 +21,8 @@ SYNC_PERIOD_S = 1.0  # what a power cut may cost while no trainer listens
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (number INTEGER PRIMARY KEY AUTOINCREMENT, payload BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS identity (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS tally (one INTEGER PRIMARY KEY CHECK (one = 1), steps INTEGER NOT NULL);
+INSERT OR IGNORE INTO tally VALUES (1, 0);
 """
 
 
@@ -48,9 +50,10 @@ class Spool:
             row = self._db.execute("SELECT name FROM identity").fetchone()
         self.identity: str = row[0]
 
-    def append(self, payloads: Sequence[bytes]) -> int:
-        """Commit encoded records together; returns the number of the last one ever appended."""
+    def append(self, payloads: Sequence[bytes], steps: int = 0) -> int:
+        """Commit encoded records together, `steps` of them steps; returns the number of the last one ever appended."""
         with self._lock, self._clear_errors(), self._transaction():
+            self._db.execute("UPDATE tally SET steps = steps + ?", (steps,))
             self._db.executemany("INSERT INTO records (payload) VALUES (?)", [(p,) for p in payloads])
         if self._durable and time.monotonic() - self._synced_s >= SYNC_PERIOD_S:
             self.sync()

@@ -36,5 +36,5 @@ class LearnerSettings:
     pretrain_learning_rate: Positive = 1e-3
     warmup_updates: Annotated[int, Field(ge=0)] = 500
     bc_weight: Annotated[float, Field(ge=0)] = 2.0
-    bc_weight_end: Annotated[float, Field(ge=0)] = 0.3
+    bc_weight_end: Annotated[float, Field(ge=0)] = 2.0
     bc_half_life_updates: Count = 2000

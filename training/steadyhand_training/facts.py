@@ -120,6 +120,14 @@ def read_truth(path: Path) -> TruthTrack:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What the robot counted in its own spool; None when that cannot be read."""
+
+    records: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
 class VersionQuality:
     """One classifier version against ground truth, in the episodes and on the policy's frames that it judged."""
 
@@ -147,7 +155,8 @@ class RunFacts:
     folder: Path
     run: str
     counts: Counts
-    recorded: int  # records that the robot ever appended to its spool; -1 when that is unknown
+    recorded: Recorded
+    doubled: int  # steps that stand more than once in the journal
     episodes: list[EpisodeFacts]
     labels: list[Label]
     swaps: list[Swap]
@@ -207,6 +216,7 @@ def gather(root: Path) -> RunFacts:
         run=reader.run or root.resolve().name,
         counts=counts,
         recorded=_recorded(root / "edge" / "spool.sqlite"),
+        doubled=reader.doubled,
         episodes=reader.episodes,
         labels=reader.labels,
         swaps=reader.swaps,
@@ -231,6 +241,8 @@ class _Reader:
         self.labels: list[Label] = []
         self.swaps: list[Swap] = []
         self.run = ""
+        self.doubled = 0
+        self._seen: set[tuple[int, int]] = set()
 
     @property
     def episodes(self) -> list[EpisodeFacts]:
@@ -253,6 +265,8 @@ class _Reader:
 
     def _step(self, step: Step) -> None:
         self.run = step.run
+        self.doubled += (step.episode, step.seq) in self._seen
+        self._seen.add((step.episode, step.seq))
         facts = self._by_number.setdefault(step.episode, EpisodeFacts(step.episode, step.stamp_ns))
         facts.end_ns = max(facts.end_ns, step.stamp_ns)
         facts.steps += 1
@@ -323,19 +337,20 @@ def _manifests(registry: Registry, channel: Channel) -> list[Manifest]:
     return found
 
 
-def _recorded(spool: Path) -> int:
-    """Number of the last record that the robot ever appended, acknowledged or not; -1 when it cannot be read."""
+def _recorded(spool: Path) -> Recorded:
+    """What the robot ever appended to its spool, acknowledged or not."""
     if not spool.is_file():
-        return -1
+        return Recorded()
     try:
         db = sqlite3.connect(f"file:{spool}?mode=ro", uri=True)
         try:
             row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+            (steps,) = db.execute("SELECT steps FROM tally").fetchone()
         finally:
             db.close()
     except sqlite3.Error:
-        return -1
-    return int(row[0]) if row else 0
+        return Recorded()
+    return Recorded(int(row[0]) if row else 0, int(steps))
 
 
 def _json(path: Path) -> dict[str, Any]:

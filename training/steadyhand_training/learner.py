@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -230,6 +231,7 @@ class Learner:
     def published(self) -> Policy:
         """What a robot should run now: the encoder with the actor's running average."""
         policy = copy.copy(self.policy)
+        # A table of its own: the copy shares everything but the actor with the policy that is being trained.
         policy._modules = self.policy._modules | {"actor": self.sac.average}
         return policy
 

@@ -163,17 +163,23 @@ def _evaluations(summary: dict[str, Any]) -> str:
 
 
 def _records(summary: dict[str, Any]) -> str:
-    steps, labels = summary["steps"], summary["labels"]
+    steps, records, labels = summary["steps"], summary["records"], summary["labels"]
     rows = [
-        ("records appended by the robot", steps["recorded"] if steps["recorded"] >= 0 else "unknown"),
-        ("records in the journal", steps["records_in_journal"]),
+        ("steps recorded by the robot", _known(steps["recorded"])),
         ("steps in the journal", steps["journal"]),
-        ("resent records that were dropped", steps["duplicates"]),
+        ("records appended by the robot", _known(records["recorded"])),
+        ("records in the journal", records["journal"]),
+        ("steps that stand twice in the journal", records["duplicates"]),
+        ("resent records that were dropped", records["resent_and_dropped"]),
         *((f"labels: {kind}", count) for kind, count in labels["by_kind"].items()),
         ("classifier promotions", labels["promotions"]),
         ("candidates rejected", labels["rejections"]),
     ]
     return _table(("what", "count"), rows)
+
+
+def _known(count: int | None) -> int | str:
+    return "unknown" if count is None else count
 
 
 def _episodes(facts: RunFacts) -> str:

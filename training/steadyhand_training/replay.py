@@ -67,6 +67,7 @@ class Replay:
         self.size = 0
         self._episode_rows: dict[int, list[int]] = {}
         self._ended: dict[int, EndReason] = {}
+        self._failed: list[int] = []
         self._pools: tuple[I64, I64] | None = None
         rows = min(FIRST_ROWS, capacity)
         self.frames = np.zeros((rows, *contract.frames_shape), np.uint8)
@@ -102,6 +103,8 @@ class Replay:
         self._episode_rows.setdefault(step.episode, []).append(row)
         if step.end is not None:
             self._ended[step.episode] = step.end
+        if step.end is EndReason.FAILURE:
+            self._failed.append(step.episode)
         self.size += 1
         return row
 
@@ -167,8 +170,7 @@ class Replay:
 
     def _worth_imitating(self, rows: I64) -> Bool:
         """Which rows (N,) a person acted in, but not on the way to a failure: nobody demonstrates that to be copied."""
-        failed = [e for e, end in self._ended.items() if end is EndReason.FAILURE]
-        return np.isin(self.source[rows], GUIDED) & ~np.isin(self.episode[rows], failed)
+        return np.isin(self.source[rows], GUIDED) & ~np.isin(self.episode[rows], self._failed)
 
     def _check(self, step: Step) -> int | None:
         """The row before this step, or None at the first step of an episode."""

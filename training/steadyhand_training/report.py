@@ -48,11 +48,12 @@ def summarise(facts: RunFacts) -> dict[str, Any]:
         "run": facts.run,
         "demo": facts.run_info,
         "duration_s": facts.duration_s,
-        "steps": {
-            "recorded": facts.recorded,
-            "records_in_journal": records,
-            "journal": facts.counts.steps,
-            "duplicates": facts.counts.duplicates,
+        "steps": {"recorded": facts.recorded.steps, "journal": facts.counts.steps},
+        "records": {
+            "recorded": facts.recorded.records,
+            "journal": records,
+            "resent_and_dropped": facts.counts.duplicates,
+            "duplicates": facts.doubled,
             "unreadable": facts.counts.unreadable,
         },
         "episodes": [_episode(facts, e) for e in facts.episodes],

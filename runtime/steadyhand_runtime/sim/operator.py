@@ -47,7 +47,7 @@ class OperatorSettings:
     demonstrations: Count = 10
     wander: Count = 3  # demonstrations of nothing, ended as failures: the classifier's easy negatives
     wander_steps: Annotated[int, Field(gt=0)] = 20
-    takeover_rate: Share = 0.7  # of the episodes that need help
+    takeover_rate: Share = 0.9  # of the episodes that need help
     patience_lo_steps: Annotated[int, Field(gt=0)] = 20
     patience_hi_steps: Annotated[int, Field(gt=0)] = 25
     guide_least_steps: Annotated[int, Field(gt=0)] = 8  # then a grasp is enough
