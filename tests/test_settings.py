@@ -1,6 +1,7 @@
 """Settings are checked to the last key, and every answer names the fix."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +17,16 @@ class Inner:
     enabled: bool = False
 
 
+class Colour(str, Enum):
+    DARK_RED = "dark_red"
+    BLUE = "blue"
+
+
 @dataclass(frozen=True)
 class Outer:
     """A command."""
+
+    colour: Colour = Colour.BLUE
 
     name: str = "x"
     folder: Path = Path("runs")
@@ -45,7 +53,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
     ("text", "says"),
     [
         ("[bus]\nrate = 5", r"unknown setting 'bus.rate'; did you mean 'bus.rate_hz'\?"),
-        ("zzz = 5", "unknown setting 'zzz'; known here: name, folder, bus"),
+        ("zzz = 5", "unknown setting 'zzz'; known here: colour, name, folder, bus"),
         ("[bus]\nrate_hz = 501", "bus.rate_hz: Input should be less than or equal to 500"),
         ("[bus]\nrate_hz = 'fast'", "bus.rate_hz: Input should be a valid number"),
         ("name = ", "not valid TOML"),
@@ -55,6 +63,12 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path, text, says):
     with pytest.raises(settings.SettingsError, match=says) as error:
         settings.load(Outer, write(tmp_path, text))
     assert "s.toml" in str(error.value)
+
+
+def test_choices_are_spelled_alike_in_files_and_on_the_command_line(tmp_path):
+    path = write(tmp_path, 'colour = "dark_red"')
+    assert settings.load(Outer, path).colour is Colour.DARK_RED
+    assert settings.parse_command_line(Outer, ["--colour", "dark_red"], "p", "d").colour is Colour.DARK_RED
 
 
 def test_bounds_hold_on_the_command_line_too():

@@ -121,7 +121,7 @@ _Commands = Annotated[List_, tyro.conf.subcommand("list")] | Annotated[Show, tyr
 
 def main(argv: Sequence[str]) -> int:
     """`steadyhand models`: what a registry holds."""
-    command = tyro.cli(_Commands, args=list(argv), prog="steadyhand models")
+    command = tyro.cli(_Commands, args=list(argv), prog="steadyhand models", config=(tyro.conf.EnumChoicesFromValues,))
     registry = Registry(command.registry)
     if not registry.root.is_dir():
         raise ArtifactError(f"{registry.root}: no registry there; give --registry RUN_FOLDER/registry")

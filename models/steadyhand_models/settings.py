@@ -22,6 +22,8 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+# `--flag true` rather than `--flag/--no-flag`, and choices by the values that files use.
+_STYLE = (tyro.conf.FlagConversionOff, tyro.conf.EnumChoicesFromValues)
 
 
 class SettingsError(Exception):
@@ -59,7 +61,7 @@ def parse_command_line(cls: type[T], argv: Sequence[str], prog: str, description
     default = load(cls, path)
     text = f"{description}\n\n--config FILE reads settings from a TOML file first; the options below override it."
     chosen = tyro.cli(
-        cls, prog=prog, description=text, args=rest, default=default, config=(tyro.conf.FlagConversionOff,)
+        cls, prog=prog, description=text, args=rest, default=default, config=_STYLE
     )
     return validate(cls, dataclasses.asdict(chosen), "command line")  # type: ignore[call-overload]
 

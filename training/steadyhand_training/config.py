@@ -18,7 +18,7 @@ class LearnerSettings:
 
     replay_capacity: Annotated[int, Field(ge=64, le=2_000_000)] = 100_000
     batch: Annotated[int, Field(ge=2, le=4096)] = 128
-    discount: Annotated[float, Field(gt=0, lt=1)] = 0.96
+    discount: Annotated[float, Field(gt=0, lt=1)] = 0.93
     learning_rate: Positive = 3e-4
     target_rate: Annotated[float, Field(gt=0, le=1)] = 0.005
     critics: Annotated[int, Field(ge=1, le=32)] = 2

@@ -83,7 +83,8 @@ class Sac:
     def update_actor(self, batch: Transitions, bc_weight: float) -> dict[str, Tensor]:
         mean, log_std = self.actor(batch.observation)
         action, log_density = self.actor.squash(mean, log_std, self._noise(batch.action))
-        value = self.critics(batch.observation, action).mean(0)
+        # The lowest critic, as in SAC: with the mean of two the actor found actions that only one of them overrates.
+        value = self.critics(batch.observation, action).amin(0)
         temperature = self.log_temperature.detach().exp()
         loss = (temperature * log_density - value).mean()
         if bc_weight > 0:
