@@ -52,7 +52,7 @@ class Classifier(str, enum.Enum):
 class DemoSettings:
     """The demo. Ctrl-C stops it in order at any time, and the report is written."""
 
-    minutes: Annotated[float, Field(gt=0, le=24 * 60)] = 12.0
+    minutes: Annotated[float, Field(gt=0, le=24 * 60)] = 10.0
     seed: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     classifier: Classifier = Classifier.CORRECTED
     run: str = ""  # run folder; empty: runs/<date>-<time>
