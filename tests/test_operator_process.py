@@ -31,6 +31,7 @@ from steadyhand_runtime.sim.operator_process import OperatorProcess, ScriptSetti
 from steadyhand_runtime.telemetry import Log
 
 DEADLINE_S = 10.0
+PERIOD_NS = 100_000_000
 
 
 class Robot:
@@ -49,7 +50,7 @@ class Robot:
 
     def publish(self, mode: Mode) -> None:
         self.tick += 1
-        stamp_ns = time.monotonic_ns()
+        stamp_ns = time.monotonic_ns() - PERIOD_NS  # the time to act on it has come
         tip, cube = np.array([0.19, 0.0, 0.11], np.float32), np.array([0.2, 0.0, 0.0125], np.float32)
         self.truth.send(wire.encode(Truth(stamp_ns, cube, tip, 0.9, 0.0, False, False)))
         status = ControlStatus(

@@ -60,9 +60,7 @@ def parse_command_line(cls: type[T], argv: Sequence[str], prog: str, description
     path, rest = _take_config_option(list(argv))
     default = load(cls, path)
     text = f"{description}\n\n--config FILE reads settings from a TOML file first; the options below override it."
-    chosen = tyro.cli(
-        cls, prog=prog, description=text, args=rest, default=default, config=_STYLE
-    )
+    chosen = tyro.cli(cls, prog=prog, description=text, args=rest, default=default, config=_STYLE)
     return validate(cls, dataclasses.asdict(chosen), "command line")  # type: ignore[call-overload]
 
 

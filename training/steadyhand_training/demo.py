@@ -52,12 +52,12 @@ class Classifier(str, enum.Enum):
 class DemoSettings:
     """The demo. Ctrl-C stops it in order at any time, and the report is written."""
 
-    minutes: Annotated[float, Field(gt=0, le=24 * 60)] = 10.0
+    minutes: Annotated[float, Field(gt=0, le=24 * 60)] = 12.0
     seed: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     classifier: Classifier = Classifier.CORRECTED
     run: str = ""  # run folder; empty: runs/<date>-<time>
     task: str = "lift"
-    demonstrations: Annotated[int, Field(ge=2, le=1000)] = 5
+    demonstrations: Annotated[int, Field(ge=2, le=1000)] = 4
     wander: Annotated[int, Field(ge=0, le=1000)] = 0  # failed ones: easy negatives beyond the ways to the cube
     evaluate_episodes: Annotated[int, Field(ge=0, le=10_000)] = 200  # after the run, in lockstep; 0: no evaluation
 

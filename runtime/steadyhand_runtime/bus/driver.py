@@ -24,7 +24,7 @@ Flags = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 MARGIN_NS = 4_000_000  # beyond wire time: USB frames, the servos' unknown reply gap, the scheduler
-PATIENT_MARGIN_NS = 20_000_000  # where an answer matters more than the next tick: arming, stopping, disarming
+PATIENT_MARGIN_NS = 60_000_000  # where an answer matters more than the next tick: arming, stopping, disarming
 FULL_TORQUE = 1000  # register 48 counts 0.1 %
 CURRENT_A = 0.0065  # a count of register 69, memory table v220328
 TRIES = 3

@@ -20,7 +20,7 @@ from steadyhand_runtime.telemetry import Log
 F64 = npt.NDArray[np.float64]
 
 GOAL_PERIODS = 2.5  # a goal is valid for this many of its sender's periods
-ARRIVE_PERIODS = 1.2  # reaching it a little after the next is due keeps the motion even when that one is late
+ARRIVE_PERIODS = 1.0  # when the next one is due: later would only add lag to what a policy must learn around
 MAX_GOAL_AGE_S = 1.0
 RAMP_STEPS = 10
 PERCENTILE_TICKS = 100

@@ -25,6 +25,7 @@ from steadyhand_runtime.telemetry import Log
 
 M = TypeVar("M")
 POLL_MS = 20
+LOOK_PERIODS = 0.7  # of a control period after its tick: what is done then is still fresh at the next one
 SCENE_RETRY_S = 0.5
 _DESCRIPTION = """A scripted person at the keyboard of a simulated robot.
 
@@ -85,7 +86,7 @@ class SceneHand:
 
 
 class OperatorProcess:
-    """Sockets around a ScriptedOperator. It acts once per status: its pace is the control loop's."""
+    """Sockets around a ScriptedOperator. It acts once per control tick, on what it sees shortly before the next one."""
 
     def __init__(self, chosen: ScriptSettings, log: Log, clock: Clock | None = None) -> None:
         self._clock = clock or MonotonicClock()
@@ -98,22 +99,34 @@ class OperatorProcess:
         self._scene = SceneHand(self._context, folder, chosen.seed)
         # A person who comes back does not repeat the event ids of before.
         session = uuid.uuid4().hex[:8]
-        self._person = ScriptedOperator(task.load(chosen.task), chosen.person, chosen.seed, session)
+        chosen_task = task.load(chosen.task)
+        self._person = ScriptedOperator(chosen_task, chosen.person, chosen.seed, session)
+        self._look_after_ns = round(LOOK_PERIODS / chosen_task.rate_hz * NS_PER_S)
         self._truth: Truth | None = None
+        self._status: ControlStatus | None = None
         self._tick = 0
 
     def turn(self) -> None:
-        """Wait a moment for a status, act on it, and keep the line alive."""
-        self._status_socket.poll(POLL_MS)
+        """Wait a moment for a status or for the time to act on it, and keep the line alive."""
+        self._status_socket.poll(self._patience_ms())
         self._truth = newest(self._truth_socket, Truth) or self._truth
-        status = newest(self._status_socket, ControlStatus)
+        self._status = newest(self._status_socket, ControlStatus) or self._status
         now_ns = self._clock.now_ns()
-        if status is not None and self._truth is not None and status.tick != self._tick:
+        status = self._status
+        due = status is not None and status.tick != self._tick and now_ns >= status.stamp_ns + self._look_after_ns
+        if due and status is not None and self._truth is not None:
             self._tick = status.tick
             self._carry_out(self._person.tick(now_ns, self._truth, status), now_ns)
         for reply in self._client.pump(now_ns):
             self._note(reply)
         self._scene.pump(now_ns)
+
+    def _patience_ms(self) -> int:
+        """How long to wait for news: not beyond the time to act."""
+        if self._status is None or self._status.tick == self._tick:
+            return POLL_MS
+        left_ns = self._status.stamp_ns + self._look_after_ns - self._clock.now_ns()
+        return max(1, min(POLL_MS, -(-left_ns // 1_000_000)))
 
     def close(self) -> None:
         self._client.close()
