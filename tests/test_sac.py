@@ -63,6 +63,20 @@ def test_bootstrapped_targets_never_leave_what_the_reward_makes_possible() -> No
     assert metrics["q"].item() == pytest.approx(1.0, abs=0.1)
 
 
+def test_an_overrated_state_that_pays_nothing_cannot_keep_its_value_alive() -> None:
+    # A pose that only leads to itself, overrated at 1.2: its target must lie below the bound at once and keep falling.
+    sac = make_sac()
+    for critics in (sac.critics, sac.targets):
+        with torch.no_grad():
+            critics.layers[-1].weight.zero_()
+            critics.layers[-1].bias.fill_(1.2)
+    first = sac.update(chain(0.0, mask=1.0), act=False, bc_weight=0.0)["target"]
+    assert first <= sac.settings.discount
+    for _ in range(300):
+        last = sac.update(chain(0.0, mask=1.0), act=False, bc_weight=0.0)["target"]
+    assert last < 0.9 * first
+
+
 def test_targets_carry_no_entropy_bonus() -> None:
     # With reward zero everywhere no value stands above what noise leaves, however much entropy there is to be had:
     # in these units an entropy bonus would be worth up to the bound of 1.

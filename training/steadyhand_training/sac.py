@@ -73,7 +73,7 @@ class Sac:
         with torch.no_grad():
             next_action, _ = self.actor.sample(batch.next_observation, self._noise(batch.action))
             next_value = self._target_value(batch.next_observation, next_action)
-            # Bounded before it is discounted: of a bound on the sum, a value of 1 / discount and more would live for ever.
+            # Bounded before it is discounted: were only the sum, a value above 1 / discount would live for ever.
             next_value.clamp_(VALUE_LO, VALUE_HI)
             target = batch.reward + self.settings.discount * batch.discount_mask * next_value
             target.clamp_(VALUE_LO, VALUE_HI)
