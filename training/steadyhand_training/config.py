@@ -34,7 +34,7 @@ class LearnerSettings:
     temperature_learning_rate: Positive = 1e-3
     hidden: Annotated[int, Field(ge=8, le=4096)] = 128  # half of RLPD's 256: observations are 146 numbers here
     features_per_camera: Annotated[int, Field(ge=4, le=1024)] = 64
-    # DrQ-v2 takes 4 of 84 px; the cube is 8 px wide here. Measured at 500 steps, worst seed: 65-70% with 4, 95% with 2.
+    # DrQ-v2 takes 4 of 84 px, but the cube is 8 px wide here, and half its width decides whether the jaws grasp it.
     shift_px: Annotated[int, Field(ge=0, le=16)] = 2
     shifted_copies: Annotated[int, Field(ge=0, le=16)] = 3  # beside the plain frame, cached once each
     pretrain_batches: Count = 500  # measured: 1000 clone no better
@@ -42,7 +42,7 @@ class LearnerSettings:
     pretrain_learning_rate: Positive = 1e-3
     # Without it the cloned actor is lost within 100 updates: the first critics know nothing.
     warmup_updates: Annotated[int, Field(ge=0)] = 500
-    # Pull of the actor towards what people did, as in TD3+BC; kept: with a weight that fades one run fell to nothing.
+    # Pull of the actor towards what people did, as in TD3+BC.
     bc_weight: Annotated[float, Field(ge=0)] = 2.0
     bc_weight_end: Annotated[float, Field(ge=0)] = 2.0
     bc_half_life_updates: Count = 2000
