@@ -12,6 +12,7 @@ import pytest
 
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import RAD_PER_TICK, Calibration
+from steadyhand_runtime.bus import protocol
 from steadyhand_runtime.bus.driver import Driver, Reading
 from steadyhand_runtime.bus.protocol import Alarm
 from steadyhand_runtime.bus.transport import BusError, InProcessTransport, SerialTransport
@@ -215,6 +216,14 @@ def test_the_same_driver_works_over_a_pty(port: PtyPort) -> None:
     assert all(np.abs(r.position_rad).max() < RAD_PER_TICK for r in readings)
     assert driver.disarm() == []
     driver.close()
+
+
+def test_a_port_may_be_written_before_it_was_ever_read(port: PtyPort) -> None:
+    clock = MonotonicClock()
+    transport = SerialTransport(port.path, 1_000_000, clock)
+    transport.write(protocol.ping(1))
+    assert transport.read(6, clock.now_ns() + 2_000_000_000) == bytes.fromhex("ffff010200fc")
+    transport.close()
 
 
 def test_a_second_program_is_told_that_the_port_is_busy(port: PtyPort) -> None:

@@ -54,6 +54,7 @@ class SerialTransport:
         self._serial = _open(port, baud)
         self._fd: int = self._serial.fileno()
         self._vmin = -1
+        self._wake_at(1)  # pyserial leaves VMIN at 0, where an empty line reads like a port that hung up
 
     def write(self, data: bytes | bytearray) -> None:
         """Discard old input, then send everything. Raises BusError when the port is gone."""
