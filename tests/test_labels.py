@@ -75,8 +75,9 @@ def test_a_failure_speaks_of_every_frame(kind: LabelKind) -> None:
     assert said(word(kind, at(33))) == marked(minus=range(30))
 
 
-def test_a_verdict_of_success_speaks_of_the_last_debounced_frames() -> None:
-    assert said(word(LabelKind.VERDICT_SUCCESS, at(35)), debounce=3) == marked(range(27, 30))
+def test_a_verdict_of_success_confirms_the_last_debounced_frames_and_none_long_before_them() -> None:
+    # The last frame is 29; the gap of 1 s keeps 19..26 open.
+    assert said(word(LabelKind.VERDICT_SUCCESS, at(35)), debounce=3) == marked(range(27, 30), range(19))
 
 
 def test_a_false_positive_after_the_end_speaks_of_the_last_ten_frames_however_quick_the_finger() -> None:

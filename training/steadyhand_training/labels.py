@@ -36,6 +36,7 @@ class Windows:
     false_positive_s: Seconds = 1.0
     false_positive_frames: Annotated[int, Field(ge=1, le=100)] = 10  # when pressed after the episode's end
     false_negative_s: Seconds = 0.2
+    verdict_gap_s: Seconds = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def _word(label: Label, course: Course, debounce_frames: int, windows: Windows) 
     elif label.kind in (LabelKind.FAILURE, LabelKind.VERDICT_FAILURE):
         word[:] = -1
     elif label.kind is LabelKind.VERDICT_SUCCESS:
+        # It confirms where the episode ended: had it succeeded before, it would have ended before.
+        word[stamps < stamps[-1:] - _ns(windows.verdict_gap_s)] = -1
         word[-debounce_frames:] = 1
     elif label.kind is LabelKind.FALSE_NEGATIVE:
         word[(stamps >= seen_ns - _ns(windows.false_negative_s)) & (stamps <= label.stamp_ns)] = 1
