@@ -150,7 +150,7 @@ class Replay:
             action=self.action[rows],
             reward=self.reward[rows],
             discount_mask=1.0 - self.terminal[rows].astype(np.float32),
-            guided=self._worth_imitating(rows),
+            guided=np.isin(rows, guided),
         )
 
     @property
