@@ -78,7 +78,7 @@ def test_pretraining_clones_the_demonstrations() -> None:
     rows = learner.replay.guided_rows()
     frames, state = (torch.from_numpy(v[rows]) for v in (learner.replay.frames, learner.replay.state))
     got = learner.policy(frames, state, torch.zeros(len(rows), 4)).detach().numpy()
-    assert np.abs(got - learner.replay.action[rows]).mean() < 0.1
+    assert np.abs(got - learner.replay.executed[rows]).mean() < 0.1
     assert heard == sorted(heard) and heard[-1] == 1.0
 
 

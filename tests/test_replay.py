@@ -63,7 +63,7 @@ def test_rows_of_an_episode_are_linked_and_hold_what_was_recorded() -> None:
     assert replay.has_action[rows].tolist() == [True, True, True, False]
     assert replay.ended(4) is EndReason.TIMEOUT
     assert replay.seq[rows].tolist() == [0, 1, 2, 3]
-    assert np.allclose(replay.action[rows[2]], 0.02)
+    assert np.allclose(replay.executed[rows[2]], 0.02)
     assert replay.frames[rows[1]].max() == 29
     assert replay.stamp_ns[rows[3]] == 4003
     assert (replay.policy_version[0], replay.classifier_version[0]) == (3, 2)
@@ -199,7 +199,7 @@ def test_steps_that_repeat_or_follow_an_end_or_carry_another_contract_are_refuse
 def test_an_action_beyond_the_contract_is_stored_within_it() -> None:
     replay = Replay(CONTRACT, 64)
     step = dataclasses.replace(make_step(1, 0), executed=np.array([1.5, -2.0, 0.5, 1.0], np.float32))
-    assert replay.action[replay.append(step)].tolist() == [1.0, -1.0, 0.5, 1.0]
+    assert replay.executed[replay.append(step)].tolist() == [1.0, -1.0, 0.5, 1.0]
 
 
 def test_a_shift_moves_each_picture_by_its_own_offset_and_repeats_the_edge() -> None:
@@ -240,3 +240,24 @@ def test_a_demonstration_that_failed_is_data_but_nothing_to_imitate() -> None:
     assert set(replay.episode[batch.rows[:128]]) == {1}
     assert set(replay.episode[batch.rows[128:]]) == {1, 2}
     assert not batch.guided[replay.episode[batch.rows] == 2].any()
+
+
+def test_critics_judge_every_action_that_a_limit_makes_the_same_and_the_actor_imitates_the_executed_one() -> None:
+    replay = Replay(CONTRACT, 100)
+    proposed, executed = np.full(ACTIONS, -0.8, np.float32), np.zeros(ACTIONS, np.float32)
+    for seq in range(4):
+        step = make_step(1, seq, source=Source.TAKEOVER)
+        replay.append(dataclasses.replace(step, proposed=proposed, executed=executed))
+    replay.append(make_step(1, 4, end=EndReason.SUCCESS))
+    judge(replay, 1)
+    batch = replay.sample(64, np.random.default_rng(0))
+    assert (batch.executed == 0.0).all()
+    assert (batch.action <= 0.0).all() and (batch.action >= -0.8).all()
+    assert np.ptp(batch.action, axis=1).max() < 1e-6  # one point of the line between them, not a mixture of axes
+    assert batch.action.min() < -0.6 and batch.action.max() > -0.2
+
+
+def test_a_proposal_that_is_no_action_is_refused() -> None:
+    replay = Replay(CONTRACT, 100)
+    with pytest.raises(ValueError, match="proposed action"):
+        replay.append(dataclasses.replace(make_step(1, 0), proposed=np.full(ACTIONS, np.nan, np.float32)))

@@ -26,14 +26,14 @@ def bandit(seed: int, size: int = 64, mask: float = 0.0) -> Transitions:
     action = 2 * torch.rand(size, ACTIONS, generator=random) - 1
     reward = (1 - (action - 0.5).abs().mean(-1)).clamp(0, 1)
     every = torch.full((size,), mask)
-    return Transitions(observation, action, reward, every, observation.roll(1, 0), torch.ones(size))
+    return Transitions(observation, action, action, reward, every, observation.roll(1, 0), torch.ones(size))
 
 
 def chain(value: float, mask: float) -> Transitions:
     observation = torch.ones(32, OBSERVATION)
     action = torch.zeros(32, ACTIONS)
     reward, masks = torch.full((32,), value), torch.full((32,), mask)
-    return Transitions(observation, action, reward, masks, observation, torch.zeros(32))
+    return Transitions(observation, action, action, reward, masks, observation, torch.zeros(32))
 
 
 def test_the_actor_finds_the_rewarded_action() -> None:
@@ -91,7 +91,10 @@ def test_cloning_pulls_the_actor_to_guided_actions_only() -> None:
     for guided, near in ((1.0, True), (0.0, False)):
         sac = make_sac()
         batch = dataclasses.replace(
-            bandit(1), action=torch.full((64, ACTIONS), -0.8), reward=torch.zeros(64), guided=torch.full((64,), guided)
+            bandit(1),
+            executed=torch.full((64, ACTIONS), -0.8),
+            reward=torch.zeros(64),
+            guided=torch.full((64,), guided),
         )
         for _ in range(150):
             sac.update(batch, act=True, bc_weight=10.0)

@@ -100,7 +100,7 @@ class Learner:
             chosen = self._random.choice(rows, self.settings.pretrain_batch)
             frames = random_shift(self.replay.frames[chosen], self.settings.shift_px, self._random)
             state = torch.from_numpy(self.replay.state[chosen])
-            action = torch.from_numpy(self.replay.action[chosen])
+            action = torch.from_numpy(self.replay.executed[chosen])
             # Noise of zero: cloning trains the mean; the spread is SAC's business.
             apart = self.policy(torch.from_numpy(frames), state, torch.zeros_like(action)) - action
             loss = apart.square().mean()
@@ -188,6 +188,7 @@ class Learner:
         return Transitions(
             observation=self._observation(batch.rows),
             action=torch.from_numpy(batch.action),
+            executed=torch.from_numpy(batch.executed),
             reward=torch.from_numpy(batch.reward),
             discount_mask=torch.from_numpy(batch.discount_mask),
             next_observation=self._observation(batch.next_rows),

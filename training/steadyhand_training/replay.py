@@ -23,7 +23,8 @@ NO_ROW = -1
 ARRAYS = (
     "frames",
     "state",
-    "action",
+    "executed",
+    "proposed",
     "has_action",
     "source",
     "stamp_ns",
@@ -48,7 +49,8 @@ class Batch:
 
     rows: I64
     next_rows: I64
-    action: F32  # (B, A)
+    action: F32  # (B, A) what to judge: the proposed action, the executed one, or one between them
+    executed: F32  # (B, A) what to imitate
     reward: F32  # (B,)
     discount_mask: F32  # (B,)
     guided: Bool  # (B,) the action was a person's, and worth imitating
@@ -72,7 +74,8 @@ class Replay:
         rows = min(FIRST_ROWS, capacity)
         self.frames = np.zeros((rows, *contract.frames_shape), np.uint8)
         self.state = np.zeros((rows, len(contract.state)), np.float32)
-        self.action = np.zeros((rows, len(contract.action)), np.float32)
+        self.executed = np.zeros((rows, len(contract.action)), np.float32)
+        self.proposed = np.zeros((rows, len(contract.action)), np.float32)
         self.has_action = np.zeros(rows, np.bool_)
         self.source = np.zeros(rows, np.int8)
         self.stamp_ns = np.zeros(rows, np.int64)
@@ -147,11 +150,21 @@ class Replay:
         return Batch(
             rows=rows,
             next_rows=self.next_row[rows],
-            action=self.action[rows],
+            action=self._action(rows, rng),
+            executed=self.executed[rows],
             reward=self.reward[rows],
             discount_mask=1.0 - self.terminal[rows].astype(np.float32),
             guided=np.isin(rows, guided),
         )
+
+    def _action(self, rows: I64, rng: np.random.Generator) -> F32:
+        """One of the actions (B, A) that would have done what was done.
+
+        A limit turns the proposed action into the executed one, and everything between them into the same. Critics that
+        saw only executed ones would never learn what the others are worth, and the actor would go on proposing them.
+        """
+        share = rng.random((len(rows), 1), np.float32)
+        return self.executed[rows] + share * (self.proposed[rows] - self.executed[rows])
 
     @property
     def transitions(self) -> int:
@@ -181,10 +194,9 @@ class Replay:
             raise ValueError(f"{where}: frames {step.frames.shape} or state {step.state.shape} do not fit the contract")
         if not np.isfinite(step.state).all():
             raise ValueError(f"{where}: state is not finite")
-        if step.executed is not None and (
-            step.executed.shape != (len(self.contract.action),) or not np.isfinite(step.executed).all()
-        ):
-            raise ValueError(f"{where}: executed action {step.executed} does not fit the contract")
+        for name, action in (("executed", step.executed), ("proposed", step.proposed)):
+            if action is not None and (action.shape != (len(self.contract.action),) or not np.isfinite(action).all()):
+                raise ValueError(f"{where}: {name} action {action} does not fit the contract")
         if step.episode in self._ended:
             raise ValueError(f"{where}: the episode has ended")
         rows = self._episode_rows.get(step.episode)
@@ -197,7 +209,8 @@ class Replay:
         self.state[row] = step.state
         if step.executed is not None:
             # A projection against the leash can exceed a full action; the actor cannot.
-            self.action[row] = np.clip(step.executed, -1.0, 1.0)
+            self.executed[row] = np.clip(step.executed, -1.0, 1.0)
+            self.proposed[row] = self.executed[row] if step.proposed is None else np.clip(step.proposed, -1.0, 1.0)
         self.has_action[row] = step.executed is not None
         self.source[row] = SOURCES.index(step.source)
         self.stamp_ns[row] = step.stamp_ns

@@ -25,7 +25,8 @@ class Transitions:
     """B transitions as tensors; observations are features and normalised state."""
 
     observation: Tensor  # (B, O)
-    action: Tensor  # (B, A)
+    action: Tensor  # (B, A) what the critics judge
+    executed: Tensor  # (B, A) what the actor imitates
     reward: Tensor  # (B,)
     discount_mask: Tensor  # (B,)
     next_observation: Tensor  # (B, O)
@@ -90,7 +91,7 @@ class Sac:
         temperature = self.log_temperature.detach().exp()
         loss = (temperature * log_density - value).mean()
         if bc_weight > 0:
-            apart = (torch.tanh(mean) - batch.action).square().mean(-1)
+            apart = (torch.tanh(mean) - batch.executed).square().mean(-1)
             loss = loss + bc_weight * (batch.guided * apart).sum() / batch.guided.sum().clamp(min=1.0)
         self._step(self.actor_optimiser, loss, self.actor_parameters)
         entropy = -log_density.detach().mean()
