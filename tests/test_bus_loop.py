@@ -111,7 +111,7 @@ def test_arming_ramps_the_torque_and_moves_nothing(rig: Rig) -> None:
         rig.tick()
         shares.append(rig.shares()[0])
     assert shares == sorted(shares)
-    assert rig.shares() == [1.0] * 5 + [0.5]
+    assert rig.shares() == [0.999] * 5 + [0.5]
     state = rig.states[-1]
     assert state.armed
     np.testing.assert_allclose(state.position_rad, POSE, atol=RAD_PER_TICK)
@@ -132,12 +132,12 @@ def test_without_new_goals_the_arm_holds_then_yields_and_recovers_when_they_retu
     state = armed.tick(100)
     held = state.goal_rad
     assert state.armed and "stale" in state.refusals
-    assert armed.shares()[0] == 1.0
+    assert armed.shares()[0] == 0.999
     armed.tick(200)
     assert armed.shares()[0] == MOTION.yield_torque
     assert armed.states[-1].goal_rad.tolist() == held.tolist()
     armed.follow(POSE, 100)
-    assert armed.shares()[0] == 1.0
+    assert armed.shares()[0] == 0.999
 
 
 def test_a_goal_cannot_claim_to_be_valid_for_long(armed: Rig) -> None:
@@ -320,7 +320,9 @@ def test_the_process_serves_state_goals_and_commands_and_ends_without_torque(
     monkeypatch.setattr(process, "RELAX_S", 0.01)
     stop, out, log = process.StopFlag(), [], io.StringIO()
     settings = BusSettings(port=port.path)
-    body = threading.Thread(target=lambda: out.append(process.run(settings, folder, stop, Log(log), MonotonicClock())))
+    body = threading.Thread(
+        target=lambda: out.append(process.run(settings, folder, stop, Log(log), folder / "faults", MonotonicClock()))
+    )
     body.start()
     client = Client(folder)
     try:

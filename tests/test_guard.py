@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 
 from steadyhand_runtime.bus.guard import (
     Command,
-    Health,
     Limits,
     Refusal,
     Target,
     check,
-    find_fault,
     rest,
     stopping_speed,
 )
@@ -125,28 +123,3 @@ def test_an_arm_found_outside_its_limits_may_come_back_but_not_go_on() -> None:
     assert outwards[-1].q_rad == pytest.approx(np.full(6, 1.5))
     first = outwards[0]
     assert (np.abs(first.q_rad - 1.7) <= 3.0 * DT_S).all()
-
-
-NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-
-
-def at(joint: int, value: float) -> np.ndarray:
-    array = np.zeros(6)
-    array[joint] = value
-    return array
-
-
-def fault(age: np.ndarray, alarm_for: np.ndarray, alarms: np.ndarray, heat: np.ndarray) -> str:
-    return find_fault(NAMES, age, alarm_for, alarms.astype(int), heat, Health())
-
-
-def test_silence_alarm_and_heat_are_faults_that_name_the_joint() -> None:
-    none = np.zeros(6)
-    assert fault(none, none, none, none) == ""
-    assert fault(at(3, 0.6), none, none, none) == "wrist_flex: no answer for 0.60 s"
-    assert fault(none, at(5, 0.6), at(5, 0x20), none) == "gripper: overload"
-    assert fault(none, none, none, at(1, 70.0)) == "shoulder_lift: 70 degC"
-
-
-def test_a_short_alarm_or_a_short_silence_is_no_fault() -> None:
-    assert fault(at(3, 0.2), at(5, 0.4), at(5, 0x01), at(1, 60.0)) == ""

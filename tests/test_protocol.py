@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steadyhand_firmware.control_table import sts3215
+from steadyhand_firmware.control_table import Register, sts3215
 from steadyhand_runtime.bus import protocol
-from steadyhand_runtime.bus.protocol import BlockReader, Frame
+from steadyhand_runtime.bus.protocol import Frame, Instruction
 
 # Feetech protocol manual, the examples of chapters 1.3.1 to 1.3.7.
 INSTRUCTIONS = [
@@ -39,11 +39,49 @@ def test_status_packets_match_the_manual() -> None:
     assert protocol.decode_register(sts3215()["present_position"], found[0].params) == 1304
 
 
-def test_a_sync_read_answer_of_the_manual_is_sound() -> None:
-    reader = BlockReader((1, 2), 8)
-    assert reader.expected_bytes == len(SYNC_REPLY)
-    assert reader.is_sound(SYNC_REPLY)
-    assert [f.id for f in reader.sound_blocks(SYNC_REPLY) if f] == [1, 2]
+def test_a_sync_read_answer_of_the_manual_holds_both_servos() -> None:
+    found, rest = protocol.split_frames(SYNC_REPLY)
+    assert rest == b"" and [(f.id, f.code, len(f.params)) for f in found] == [(1, 0, 8), (2, 0, 8)]
+    position = sts3215()["present_position"]
+    assert [protocol.decode_register(position, f.params[:2]) for f in found] == [2048, 2047]
+
+
+@given(st.integers(0, 253), st.integers(0, 70), st.binary(min_size=1, max_size=20))
+def test_every_instruction_is_a_sound_packet_with_its_code(servo_id: int, address: int, data: bytes) -> None:
+    built = {
+        Instruction.PING: protocol.ping(servo_id),
+        Instruction.READ: protocol.read(servo_id, address, len(data)),
+        Instruction.WRITE: protocol.write(servo_id, address, data),
+        Instruction.REG_WRITE: protocol.reg_write(servo_id, address, data),
+        Instruction.ACTION: protocol.action(servo_id),
+        Instruction.RESET: protocol.reset(servo_id),
+        Instruction.SYNC_READ: protocol.sync_read((servo_id,), address, len(data)),
+        Instruction.SYNC_WRITE: protocol.sync_write(address, [(servo_id, data)]),
+    }
+    assert set(built) == set(Instruction)
+    for code, packet in built.items():
+        ((frame,), rest) = protocol.split_frames(packet)
+        assert rest == b"" and frame.code == code
+        assert frame.id == (protocol.BROADCAST if code >= Instruction.SYNC_READ else servo_id)
+
+
+@given(st.lists(frames, min_size=1, max_size=4), st.data())
+def test_doubled_and_interleaved_packets_are_each_found(packets: list[Frame], data: st.DataObject) -> None:
+    order = data.draw(st.permutations(packets + packets))
+    found, rest = protocol.split_frames(b"".join(protocol.packet(*f) for f in order))
+    assert found == order and rest == b""
+
+
+@given(st.lists(frames, min_size=2, max_size=5), st.data())
+def test_one_damaged_packet_in_a_stream_costs_no_other_whole_one_its_bytes(
+    packets: list[Frame], data: st.DataObject
+) -> None:
+    hurt = data.draw(st.integers(0, len(packets) - 1))
+    pieces = [bytearray(protocol.packet(*f)) for f in packets]
+    pieces[hurt][-1] ^= data.draw(st.integers(1, 255))
+    found, _ = protocol.split_frames(b"".join(pieces) + protocol.packet(*packets[0]))
+    assert found[-1] == packets[0]
+    assert found[:hurt] == packets[:hurt]
 
 
 @given(st.lists(frames, max_size=6), st.data())
@@ -121,18 +159,17 @@ def test_alarm_bits_have_names() -> None:
     assert protocol.alarm_names(0) == ()
 
 
-def test_an_alarm_does_not_make_a_reply_unsound() -> None:
-    reply = protocol.status(1, 0x20, bytes(6)) + protocol.status(2, 0, bytes(6))
-    assert BlockReader((1, 2), 6).is_sound(reply)
+@pytest.mark.parametrize("register", [r for r in sts3215() if r.sign_bit is not None], ids=lambda r: r.name)
+@given(data=st.data())
+def test_every_signed_register_returns_what_was_written(register: Register, data: st.DataObject) -> None:
+    most = (1 << (register.sign_bit or 0)) - 1
+    low = register.low if register.low is not None else -most
+    high = register.high if register.high is not None else most
+    value = data.draw(st.integers(max(low, -most), min(high, most)))
+    assert protocol.decode_register(register, protocol.encode_register(register, value)) == value
 
 
-def test_a_missing_servo_leaves_the_others_valid() -> None:
-    reply = protocol.status(1, 0, bytes(6)) + protocol.status(3, 0, bytes(6))
-    assert [f is not None for f in BlockReader((1, 2, 3), 6).sound_blocks(reply)] == [True, False, True]
-
-
-def test_replies_to_an_earlier_request_do_not_count() -> None:
-    other_order = b"".join(protocol.status(i, 0, bytes(6)) for i in (1, 2, 3))
-    assert BlockReader((2, 3, 1), 6).sound_blocks(other_order) == [None, None, None]
-    other_size = protocol.status(1, 0, bytes(15))
-    assert BlockReader((1, 2), 6).sound_blocks(other_size) == [None, None]
+def test_the_sign_bits_are_those_of_the_memory_table() -> None:
+    bits = {r.name: r.sign_bit for r in sts3215()}
+    assert {bits[n] for n in ("goal_position", "present_position", "goal_velocity", "present_velocity")} == {15}
+    assert (bits["homing_offset"], bits["present_load"], bits["present_current"]) == (11, 10, 15)

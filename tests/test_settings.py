@@ -71,6 +71,33 @@ def test_choices_are_spelled_alike_in_files_and_on_the_command_line(tmp_path):
     assert settings.parse_command_line(Outer, ["--colour", "dark_red"], "p", "d").colour is Colour.DARK_RED
 
 
+@dataclass(frozen=True)
+class Inside:
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Switched:
+    yes: bool = False
+    quiet: bool = True
+    count: int = 1
+    inside: Inside = field(default_factory=Inside)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--yes"], Switched(yes=True)),
+        (["--yes", "--count", "3"], Switched(yes=True, count=3)),
+        (["--quiet", "false", "--yes", "True"], Switched(yes=True, quiet=False)),
+        (["--inside.dry-run", "--count", "2"], Switched(count=2, inside=Inside(dry_run=True))),
+        (["--inside.dry_run", "true"], Switched(inside=Inside(dry_run=True))),
+    ],
+)
+def test_a_switch_may_stand_alone_or_be_told_its_value(words, expected):
+    assert settings.parse_command_line(Switched, words, "p", "d") == expected
+
+
 def test_bounds_hold_on_the_command_line_too():
     with pytest.raises(settings.SettingsError, match=r"bus\.rate_hz: Input should be greater than 0"):
         settings.parse_command_line(Outer, ["--bus.rate-hz", "-1"], "p", "d")

@@ -64,6 +64,10 @@ class Calibration:
         """Joint speeds (J,) in rad/s of servo speeds (J,) in ticks/s."""
         return np.asarray(ticks_s, float) * self._rad_per_tick
 
+    def nearest_ticks(self, rad: F64) -> list[int]:
+        """Servo positions of joint angles (J,), wherever they are. The angles must be finite."""
+        return [round(t) for t in (rad / self._rad_per_tick + self._zero).tolist()]
+
     def to_ticks(self, rad: F64) -> list[int]:
         """Nearest servo positions within the range, J integers. The angles must be finite."""
         wanted: list[float] = (rad / self._rad_per_tick + self._zero).tolist()

@@ -14,7 +14,7 @@ from steadyhand_models.artifact import ArtifactError
 from steadyhand_models.settings import SettingsError
 
 GROUP = "steadyhand.commands"
-ORDER = ("demo", "runtime", "operator", "train", "evaluate", "report", "models", "task", "sim")
+ORDER = ("demo", "runtime", "operator", "bus", "train", "evaluate", "report", "models", "task", "sim")
 USAGE = """steadyhand: teach an SO-101 arm by human-in-the-loop reinforcement learning
 
 usage: steadyhand COMMAND [OPTIONS]

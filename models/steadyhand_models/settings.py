@@ -22,7 +22,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
-# `--flag true` rather than `--flag/--no-flag`, and choices by the values that files use.
+# `--flag` or `--flag false` rather than `--flag/--no-flag`, and choices by the values that files use.
 _STYLE = (tyro.conf.FlagConversionOff, tyro.conf.EnumChoicesFromValues)
 
 
@@ -60,7 +60,8 @@ def parse_command_line(cls: type[T], argv: Sequence[str], prog: str, description
     path, rest = _take_config_option(list(argv))
     default = load(cls, path)
     text = f"{description}\n\n--config FILE reads settings from a TOML file first; the options below override it."
-    chosen = tyro.cli(cls, prog=prog, description=text, args=rest, default=default, config=_STYLE)
+    words = _spell_switches(rest, _switches(cls))
+    chosen = tyro.cli(cls, prog=prog, description=text, args=words, default=default, config=_STYLE)
     return validate(cls, dataclasses.asdict(chosen), "command line")  # type: ignore[call-overload]
 
 
@@ -103,6 +104,28 @@ def _take_config_option(argv: list[str]) -> tuple[Path | None, list[str]]:
         if word.startswith("--config="):
             return Path(word.removeprefix("--config=")), argv[:i] + argv[i + 1 :]
     return None, argv
+
+
+def _switches(cls: Any, prefix: str = "--") -> set[str]:
+    """Every option of `cls` that is a yes or no."""
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        if hint is bool:
+            found.add(f"{prefix}{name}".replace("_", "-"))
+        elif dataclasses.is_dataclass(hint):
+            found |= _switches(hint, f"{prefix}{name}.")
+    return found
+
+
+def _spell_switches(argv: Sequence[str], switches: set[str]) -> list[str]:
+    """`--yes` and `--yes true` as the `--yes True` that the parser expects."""
+    words: list[str] = []
+    for before, word, after in zip(["", *argv], argv, [*argv[1:], ""]):
+        is_value = before.replace("_", "-") in switches and word.lower() in ("true", "false")
+        words.append(word.capitalize() if is_value else word)
+        if word.replace("_", "-") in switches and after.lower() not in ("true", "false"):
+            words.append("True")
+    return words
 
 
 def _refuse_unknown_keys(cls: Any, data: dict[str, Any], where: str, prefix: str) -> None:

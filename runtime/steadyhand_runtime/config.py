@@ -11,12 +11,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from steadyhand_models import settings
 from steadyhand_models.cli import UserError
+from steadyhand_runtime.engine import Provider
 
 MAX_SOCKET_FOLDER_CHARS = 79  # a socket's path is limited to 107 bytes, and topic names take up to 28
 
@@ -35,7 +36,10 @@ class BusSettings:
 
     port: str = "/dev/ttyACM0"  # serial port of the arm; a simulated one prints its name
     baud: Annotated[int, Field(ge=38_400, le=1_000_000)] = 1_000_000
-    rate_hz: Annotated[float, Field(gt=0, le=500)] = 100.0
+    rate_hz: Annotated[float, Field(gt=0, le=500)] = 100.0  # refused at the start when the wire cannot carry it
+    torque: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of each joint's cap; less for an arm not trusted yet
+    slow_every: Annotated[int, Field(ge=2, le=1000)] = 20  # cycles from one look at temperature and current to the next
+    calibration: Path | None = None  # a calibration file in LeRobot's format; without one, mid-travel is 0 rad
     realtime_priority: Annotated[int, Field(ge=1, le=99)] = 50
 
 
@@ -48,6 +52,15 @@ class ControlSettings:
     collect_hold_steps: Annotated[int, Field(ge=0, le=200)] = 30  # recorded after a demonstration's success key
     seed: Annotated[int, Field(ge=0)] = 0
     realtime_priority: Annotated[int, Field(ge=1, le=99)] = 40
+    providers: tuple[Provider, ...] = (Provider.AUTO,)  # or those to try, best first: ["cuda", "cpu"]
+    threads: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"  # of inference; auto: 1 or 2, as measured
+    shadow_calls: Annotated[int, Field(ge=0, le=1000)] = 10  # that a new model answers beside the present one; 0: none
+    shadow_far: Annotated[float, Field(ge=0, le=2)] = (
+        1.5  # mean difference of actions, of 2, that is absurd in every call
+    )
+    probation_calls: Annotated[int, Field(ge=0, le=10_000)] = (
+        30  # first calls in which being slow costs a model its place
+    )
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class LinkSettings:
     edge: Annotated[str, Field(min_length=1, max_length=64)] = "edge"  # this robot's name at the trainer
     drain_s: Annotated[float, Field(ge=0, le=600)] = 5.0  # how long a stop waits for the trainer's last acknowledgement
     keep_models: Annotated[int, Field(ge=2)] = 32  # versions per channel kept on this machine
+    trusted_keys: tuple[str, ...] = ()  # public keys (`steadyhand keys show`) whose artifacts are used; empty: any
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,27 @@ class CameraDevice:
     rate_hz: Annotated[float, Field(gt=0, le=240)] = 30.0
 
 
+class Affinity(str, enum.Enum):
+    """Which cores the loops run on."""
+
+    OFF = "off"
+    AUTO = "auto"  # the bus has one of its own where there are three or more
+
+
+@dataclass(frozen=True)
+class RealtimeSettings:
+    """How the loops share the machine."""
+
+    affinity: Affinity = Affinity.OFF  # measured on two cores: a core of its own did not help beside SCHED_FIFO
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """The Prometheus endpoint of the daemon, on the loopback only."""
+
+    port: Annotated[int, Field(ge=0, le=65_535)] = 0  # 0: none
+
+
 @dataclass(frozen=True)
 class RuntimeSettings:
     """What `steadyhand runtime` needs to know. `cameras` stays empty where a simulation publishes the pictures."""
@@ -80,6 +115,8 @@ class RuntimeSettings:
     bus: BusSettings = field(default_factory=BusSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     link: LinkSettings = field(default_factory=LinkSettings)
+    realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     cameras: tuple[CameraDevice, ...] = ()
 
     @property
@@ -117,6 +154,11 @@ class RunPaths:
     @property
     def spool(self) -> Path:
         return self.edge / "spool.sqlite"
+
+    @property
+    def faults(self) -> Path:
+        """The bus's traffic before each fault."""
+        return self.edge / "faults"
 
     @property
     def models(self) -> Path:

@@ -1,13 +1,14 @@
 """The servos as joints: one combined write and one bounded read per cycle, arming, disarming and yielding.
 
-All arrays are (J,) in the arm's joint order, in rad. Ticks stay in here. Replies carry no sequence number, so after
-every failed read the bus is drained and the order of ids rotated: a late reply can then not pass for a fresh one.
+All arrays are (J,) in the arm's joint order, in rad. Ticks stay in here. What may count as fresh is the ledger's to
+say, who is asked the roster's, what is read the schedule's.
 """
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,53 +16,32 @@ import numpy.typing as npt
 from steadyhand_firmware.arm import Arm
 from steadyhand_firmware.calibration import Calibration
 from steadyhand_firmware.control_table import sts3215
-from steadyhand_runtime.bus import protocol
-from steadyhand_runtime.bus.transport import BusError, Transport
+from steadyhand_runtime.bus import counters, kernels, protocol, schedule, verify
+from steadyhand_runtime.bus.conversation import Conversation, Request, Round
+from steadyhand_runtime.bus.counters import ServoCounters
+from steadyhand_runtime.bus.limits import TorqueLimits
+from steadyhand_runtime.bus.reading import ALARMS, GOOD_NS, LIMIT, ROWS, VALID, Reading, snapshot
+from steadyhand_runtime.bus.roster import Roster
+from steadyhand_runtime.bus.schedule import Block
+from steadyhand_runtime.bus.survey import Finding
+from steadyhand_runtime.bus.transport import Transport
+from steadyhand_runtime.bus.verify import PATIENT_MARGIN_NS, TRIES
 from steadyhand_runtime.clock import Clock
 
 F64 = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 MARGIN_NS = 4_000_000  # beyond wire time: USB frames, the servos' unknown reply gap, the scheduler
-PATIENT_MARGIN_NS = 60_000_000  # where an answer matters more than the next tick: arming, stopping, disarming
-FULL_TORQUE = 1000  # register 48 counts 0.1 %
-CURRENT_A = 0.0065  # a count of register 69, memory table v220328
-TRIES = 3
+PROBE_MARGIN_NS = 2_000_000  # for a servo that is probably dead
+CLEAR_TRIES = 5  # reads until an overload must have gone after torque off
+MEASURED_CYCLES = 15
 
 _TABLE = sts3215()
-_FAST_ADDRESS = _TABLE["present_position"].address
-_FAST_BYTES = _TABLE["present_load"].end - _FAST_ADDRESS
-_SLOW_BYTES = _TABLE["present_current"].end - _FAST_ADDRESS
 _GOAL = _TABLE["goal_position"].address
 _TORQUE = _TABLE["torque_enable"].address
 _LIMIT = _TABLE["torque_limit"].address
-_FAST = struct.Struct("<HHH")
-_SLOW = struct.Struct("<HHHBBBBBHH")  # position velocity load voltage temperature async status moving goal current
+_FAST = Block.FAST
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the servos said. A joint that is not `valid` this cycle keeps its last good values, `age_s` old.
-
-    `load` is in -1..1 of full duty; `alarms` are the status bits of the last reply; `current_a`, `temperature_c` and
-    `voltage_v` come from the slow block and are zero until its first.
-    """
-
-    stamp_ns: int
-    position_rad: F64
-    velocity_rad_s: F64
-    load: F64
-    valid: Flags
-    age_s: F64
-    alarms: Ints
-    current_a: F64
-    temperature_c: F64
-    voltage_v: F64
-
-    @property
-    def all_valid(self) -> bool:
-        return bool(self.valid.all())
+__all__ = ["MARGIN_NS", "PATIENT_MARGIN_NS", "Driver", "Reading", "Trouble"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,78 +68,107 @@ class Driver:
         baud: int = 1_000_000,
         slow_every: int = 20,
     ) -> None:
-        self._transport = transport
         self.arm = arm
-        self._calibration = calibration
-        self._clock = clock
-        self._byte_ns = protocol.BITS_PER_BYTE * 1_000_000_000 // baud
-        self._slow_every = slow_every
         self.cycles = 0
         self.failed_reads = 0
-        self.drained_bytes = 0
-        self._rotation = 0
+        self.findings: tuple[Finding, ...] = ()
+        self._clock = clock
+        self._baud = baud
+        self.slow_every = slow_every
         ids = arm.ids
-        self._orders = [tuple(ids[(i + r) % len(ids)] for i in range(len(ids))) for r in range(len(ids))]
-        self._fast = [_Request(order, _FAST_ADDRESS, _FAST_BYTES) for order in self._orders]
-        self._slow = [_Request(order, _FAST_ADDRESS, _SLOW_BYTES) for order in self._orders]
-        self._goal_frame = bytearray(protocol.sync_write(_GOAL, [(i, b"\0\0") for i in ids]))
-        self._goal_sum = sum(self._goal_frame[2:-1])
-        n = len(ids)
-        self._index = {servo_id: j for j, servo_id in enumerate(ids)}
-        self._ticks = [0] * n
-        self._speed = [0] * n
-        self._load = [0] * n
-        self._alarms = [0] * n
-        self._good_ns = [0] * n
-        self._current_a = np.zeros(n)
-        self._temperature_c = np.zeros(n)
-        self._voltage_v = np.zeros(n)
+        self._joints = {servo_id: j for j, servo_id in enumerate(ids)}
+        self._talk = Conversation(transport, self._joints, clock, baud)
+        self._roster = Roster(ids)
+        self._scale = kernels.make_scale(calibration)
+        self._table = np.zeros((ROWS, len(ids)))
+        self._goal = np.zeros(len(ids))
+        self._goals_frame = protocol.sync_write(_GOAL, [(i, b"\0\0") for i in ids])
+        self._request = lru_cache(maxsize=512)(self._make_request)
+        self._plan: list[Request] = []
+        self._planned_for: tuple[int, ...] = ()
+        self._limits = TorqueLimits(len(ids))
+
+    @property
+    def drained_bytes(self) -> int:
+        """Bytes that came and answered nothing."""
+        return self._talk.discarded_bytes
+
+    def counters(self) -> tuple[ServoCounters, ...]:
+        """What went wrong so far, per servo in joint order."""
+        return counters.snapshot(self.arm, self._talk.tallies)
+
+    def attach(self, transport: Transport) -> None:
+        """Go on over a port that was opened anew; `connect` must follow."""
+        self._talk.attach(transport)
 
     def connect(self) -> None:
-        """Check that every servo is there and is an STS3215 at its rated voltage. Raises BusError naming the fix."""
-        self._transport.drain()
-        models = self._query("model_number", "model_number")
-        missing = [j.name for j, data in zip(self.arm.joints, models) if data is None]
-        if missing:
-            raise BusError(
-                f"no answer from {', '.join(missing)}: check the arm's power supply, the cables between the servos and "
-                f"that their ids are {self.arm.ids}"
-            )
-        for joint, data in zip(self.arm.joints, models):
-            model = int.from_bytes(data or b"", "little")
-            if model != _TABLE.model_number:
-                raise BusError(
-                    f"{joint.name} (id {joint.id}) is model {model}, not an {_TABLE.model} ({_TABLE.model_number})"
-                )
+        """Check that every servo is there, alone with its id, and an STS3215; `findings` keeps what is only odd.
+
+        Raises NobodyAnswers, or BusError naming who is wrong and the fix.
+        """
+        kernels.warm(self._scale)
+        self._talk.transport.drain()
+        self._roster = Roster(self.arm.ids)
+        seen = verify.identify(self._talk, self.arm.ids, self._baud)
+        self.findings = tuple(verify.problems(self.arm, seen, self._baud))
+        self._remember_power_up_limits()
         self.cycle(None, slow=True)
+
+    def measure_hz(self) -> float:
+        """The highest rate that this wire carries, from a burst of read-only cycles of the longest block."""
+        times_ns = []
+        for _ in range(MEASURED_CYCLES):
+            start_ns = self._clock.now_ns()
+            self.cycle(None, slow=True)
+            times_ns.append(self._clock.now_ns() - start_ns)
+        return schedule.achievable_hz(times_ns, len(self.arm.ids), self._baud)
 
     def voltage_trouble(self) -> list[Trouble]:
         """Servos whose supply lies outside their own limits; none may be energised like that."""
         limits = self._query("max_voltage", "min_voltage")
         volts = self._query("present_voltage", "present_voltage")
         found = []
-        for joint, limit, volt in zip(self.arm.joints, limits, volts):
+        for j, (limit, volt) in enumerate(zip(limits, volts)):
             if limit is None or volt is None:
-                found.append(Trouble(joint.name, joint.id, "no answer"))
+                found.append(self._trouble(j, "no answer"))
             elif not limit[1] <= volt[0] <= limit[0]:
                 reason = f"{volt[0] / 10} V is outside {limit[1] / 10}..{limit[0] / 10} V: wrong power supply"
-                found.append(Trouble(joint.name, joint.id, reason))
+                found.append(self._trouble(j, reason))
         return found
 
     def cycle(self, goal_rad: F64 | None, slow: bool = False, margin_ns: int = MARGIN_NS) -> Reading:
         """Send a finite goal (None: none) and read every servo. Never raises for servos, only for a lost port."""
         self.cycles += 1
-        slow = slow or (self._slow_every > 0 and self.cycles % self._slow_every == 0)
-        request = (self._slow if slow else self._fast)[self._rotation]
-        out = request.out if goal_rad is None else self._goal_bytes(goal_rad) + request.out
-        data = self._ask(out, request.reader, margin_ns)
+        request = self._next_request(slow, margin_ns)
+        if request is None:
+            return self._without_answer(goal_rad, margin_ns)
+        out: bytes | bytearray = request.out
+        if goal_rad is not None:
+            self._fill(request.goals, goal_rad)
+            out = request.with_goals
+        talk = self._talk
+        wanted = request.expected_bytes
+        deadline_ns = self._clock.now_ns() + (len(out) + wanted) * talk.byte_ns + margin_ns
+        talk.transport.write(out)
+        # An answer that began and broke off leaves time to ask again; one that has not begun is only late.
+        half_ns = deadline_ns - margin_ns // 2
+        data = talk.transport.read(wanted, half_ns) or talk.transport.read(wanted, deadline_ns)
         stamp_ns = self._clock.now_ns()
-        if request.reader.is_sound(data):
-            self._take_sound(request.reader, data, stamp_ns)
-            return self._reading(stamp_ns, None)
-        valid = self._take_damaged(request.reader, data, stamp_ns)
-        self._resynchronise()
-        return self._reading(stamp_ns, valid)
+        found = kernels.UNSOUND
+        if len(data) == wanted:
+            found = kernels.take_blocks(
+                np.frombuffer(data, np.uint8), request.layout, request.address, request.size, self._table, self._scale,
+                stamp_ns,
+            )  # fmt: skip
+        if found == kernels.UNSOUND:
+            stamp_ns = self._mend(request, data, half_ns, deadline_ns)
+        elif found == kernels.SOUND_WITH_NEWS:
+            self._see_alarms()
+        if self._roster.troubled:
+            self._tend(found != kernels.UNSOUND, request, margin_ns)
+        if request.address == _LIMIT:
+            self._audit()
+        return snapshot(self._table, stamp_ns)
 
     def arm_torque(self, torque_limit: F64) -> list[Trouble]:
         """Energise without a jump: limit low, goal := fresh present, torque on. Returns what prevented it.
@@ -172,9 +181,10 @@ class Driver:
         self.limit_torque(torque_limit)
         present = self.fresh_position()
         if present is None:
-            return [self._trouble(j, "no fresh position") for j in range(len(self.arm.joints)) if not self._fresh(j)]
-        self._transport.write(self._goal_bytes(present))
-        self._write_all(_TORQUE, [b"\x01"] * len(self.arm.joints))
+            return [self._trouble(j, "no fresh position") for j in range(len(self._goal)) if not self._fresh(j)]
+        self._limits.take_losses()
+        self._write_goal(present)
+        self._write_all(_TORQUE, [b"\x01"] * len(self._goal))
         states = self._query("torque_enable", "torque_enable")
         trouble = [self._trouble(j, "torque did not come on") for j, s in enumerate(states) if s != b"\x01"]
         if trouble:
@@ -193,21 +203,24 @@ class Driver:
         """Make the present position the goal of every servo. It energises them; False when positions are not fresh."""
         present = self.fresh_position()
         if present is not None:
-            self._transport.write(self._goal_bytes(present))
+            self._write_goal(present)
         return present is not None
 
     def limit_torque(self, share: F64) -> None:
         """Set every servo's live torque limit, (J,) in 0..1. Takes effect at once and moves nothing."""
-        counts = np.rint(np.clip(share, 0.0, 1.0) * FULL_TORQUE).astype(int).tolist()
-        self._write_all(_LIMIT, [c.to_bytes(2, "little") for c in counts])
+        self._write_all(_LIMIT, self._limits.write(share))
+
+    def take_power_losses(self) -> list[Trouble]:
+        """Servos found with their power-up settings since the last call; their limits have been set again."""
+        reason = "lost its power and came back: check its cable"
+        return [self._trouble(j, reason) for j in self._limits.take_losses()]
 
     def disarm(self) -> list[Trouble]:
         """Torque off at every servo, each asked by itself, whatever the others answer. Returns those not confirmed."""
-        self._write_all(_TORQUE, [b"\x00"] * len(self.arm.joints))
-        self._transport.drain()
+        self._write_all(_TORQUE, [b"\x00"] * len(self._goal))
         trouble = []
-        for j, joint in enumerate(self.arm.joints):
-            if not any(self._torque_off(joint.id) for _ in range(TRIES)):
+        for j, servo_id in enumerate(self.arm.ids):
+            if not self._torque_off(servo_id):
                 trouble.append(self._trouble(j, "did not confirm torque off: switch the arm's power off"))
         return trouble
 
@@ -217,138 +230,190 @@ class Driver:
         return [None if s is None else s != b"\x00" for s in states]
 
     def clear_overloads(self) -> list[Trouble]:
-        """Release latched overloads: torque off at those joints only. Returns joints that still report one."""
-        for joint, alarms in zip(self.arm.joints, self._alarms):
-            if alarms & protocol.Alarm.OVERLOAD:
-                self._torque_off(joint.id)
-        self.cycle(None)
-        return [self._trouble(j, "overload stays") for j, a in enumerate(self._alarms) if a & protocol.Alarm.OVERLOAD]
+        """Release latched overloads: torque off at those joints only. Returns joints that still report one.
+
+        The joint stays limp until the arm is armed again, which sets its goal to where it is and ramps the torque.
+        """
+        overload = protocol.Alarm.OVERLOAD
+        for servo_id, alarms in zip(self.arm.ids, self._alarms()):
+            if alarms & overload:
+                self._torque_off(servo_id)
+        for _ in range(CLEAR_TRIES):
+            self.cycle(None)
+            if not any(a & overload for a in self._alarms()):
+                break
+        return [self._trouble(j, "overload stays") for j, a in enumerate(self._alarms()) if a & overload]
 
     def close(self) -> None:
-        self._transport.close()
+        self._talk.transport.close()
 
-    def _goal_bytes(self, goal_rad: F64) -> bytearray:
-        """The prebuilt sync write with these goals and its checksum."""
-        frame = self._goal_frame
-        total = self._goal_sum
-        at = 8  # header, id, length, instruction, address, size, first id
-        for ticks in self._calibration.to_ticks(goal_rad):
-            low, high = ticks & 0xFF, ticks >> 8
-            frame[at] = low
-            frame[at + 1] = high
-            total += low + high
-            at += 3
-        frame[-1] = ~total & 0xFF
-        return frame
+    def _next_request(self, slow: bool, margin_ns: int) -> Request | None:
+        """What to read now: the block that is due, longer while its length could be mistaken; None: nothing."""
+        plan = self._plan
+        if not (slow or self._talk.ledger or self._roster.troubled) and self._planned_for is self._roster.listed:
+            return plan[self.cycles % len(plan)]
+        return self._careful_request(Block.SLOW if slow else schedule.block_of(self.cycles, self.slow_every), margin_ns)
 
-    def _take_sound(self, reader: protocol.BlockReader, data: bytes, stamp_ns: int) -> None:
-        stride = reader.size + protocol.OVERHEAD_BYTES
-        for i, servo_id in enumerate(reader.ids):
-            at = i * stride
-            self._store(self._index[servo_id], data, at + 5, data[at + 4], reader.size, stamp_ns)
+    def _careful_request(self, block: Block, margin_ns: int) -> Request | None:
+        """As above while replies are owed or servos are silent, when the question may also have to wait."""
+        roster, talk, size = self._roster, self._talk, block.size
+        if talk.ledger:
+            roster.heard_late(talk.listen(), self._clock.now_ns())
+            free = talk.ledger.free_size(roster.listed, size)
+            if free is None:
+                roster.leave_out(max(roster.listed, key=talk.ledger.owed_by), self._clock.now_ns())
+                return None
+            size = free
+        if roster.troubled and margin_ns < PATIENT_MARGIN_NS and not roster.may_ask(self._clock.now_ns()):
+            return None
+        if not roster.listed:
+            return None
+        if self._planned_for is not roster.listed:
+            self._replan()
+        return self._request(roster.listed, block.address, size)
 
-    def _take_damaged(self, reader: protocol.BlockReader, data: bytes, stamp_ns: int) -> Flags:
-        """Keep what is sound; returns which joints were."""
+    def _replan(self) -> None:
+        """The requests of `slow_every` cycles for those who are listed now."""
+        blocks = [schedule.block_of(cycle, self.slow_every) for cycle in range(max(1, self.slow_every))]
+        self._planned_for = self._roster.listed
+        self._plan = [self._request(self._planned_for, b.address, b.size) for b in blocks]
+
+    def _without_answer(self, goal_rad: F64 | None, margin_ns: int) -> Reading:
+        """A cycle that asks nobody."""
+        if goal_rad is not None:
+            self._write_goal(goal_rad)
+        stamp_ns = self._clock.now_ns()
+        kernels.grow_older(self._table, stamp_ns)
+        if self._roster.anyone_absent:
+            self._probe(margin_ns // 2)
+        return snapshot(self._table, stamp_ns)
+
+    def _mend(self, request: Request, data: bytes, half_ns: int, deadline_ns: int) -> int:
+        """Make the best of an answer that is late or damaged, with one more question if time is left; the stamp."""
         self.failed_reads += 1
-        valid = np.zeros(len(self.arm.joints), bool)
-        for frame in reader.sound_blocks(data):
-            if frame is not None:
-                j = self._index[frame.id]
-                self._store(j, frame.params, 0, frame.code, reader.size, stamp_ns)
-                valid[j] = True
-        return valid
-
-    def _store(self, j: int, data: bytes, at: int, alarms: int, size: int, stamp_ns: int) -> None:
-        if size == _FAST_BYTES:
-            position, speed, load = _FAST.unpack_from(data, at)
+        talk = self._talk
+        answers = Round(talk)
+        answers.take(request, data)
+        answers.wait(request, half_ns)
+        again = self._worth_asking(answers)
+        size = talk.ledger.free_size(again, request.size + 1)
+        if again and size is not None:
+            answers.send(retry := self._request(again, request.address, size), retry.out, deadline_ns - half_ns)
         else:
-            position, speed, load, volts, celsius, _, status, _, _, current = _SLOW.unpack_from(data, at)
-            alarms |= status
-            self._voltage_v[j] = volts / 10.0
-            self._temperature_c[j] = celsius
-            self._current_a[j] = protocol.decode_sign_magnitude(current, 15) * CURRENT_A
-        self._ticks[j] = position if position < 0x8000 else 0x8000 - position
-        self._speed[j] = speed if speed < 0x8000 else 0x8000 - speed
-        self._load[j] = load & 0x3FF if load < 0x400 else -(load & 0x3FF)
-        self._alarms[j] = alarms
-        self._good_ns[j] = stamp_ns
+            answers.wait(request, deadline_ns)
+        answers.end()
+        stamp_ns = self._clock.now_ns()
+        kernels.grow_older(self._table, stamp_ns)
+        answers.store(request.address, self._table, self._scale, stamp_ns)
+        self._roster.note(answers.frames, stamp_ns)
+        self._see_alarms()
+        return stamp_ns
 
-    def _reading(self, stamp_ns: int, valid: Flags | None) -> Reading:
-        """`valid` None means that every joint is fresh."""
-        n = len(self._ticks)
-        if valid is None:
-            valid, age_s = np.ones(n, bool), np.zeros(n)
-        else:
-            age_s = (stamp_ns - np.array(self._good_ns)) / 1e9
-        signs = self._calibration.drive_sign
-        return Reading(
-            stamp_ns=stamp_ns,
-            position_rad=self._calibration.to_rad(self._ticks),
-            velocity_rad_s=self._calibration.to_rad_s(self._speed),
-            load=np.array([s * v / FULL_TORQUE for s, v in zip(signs, self._load)]),
-            valid=valid,
-            age_s=age_s,
-            alarms=np.array(self._alarms),
-            current_a=self._current_a.copy(),
-            temperature_c=self._temperature_c.copy(),
-            voltage_v=self._voltage_v.copy(),
-        )
+    def _worth_asking(self, answers: Round) -> tuple[int, ...]:
+        """Whom to ask again in this cycle, behind the first one missing: it may have muted the others.
+
+        Nobody while replies are only late, which more questions would make later.
+        """
+        if answers.strays or not (answers.frames or answers.has_rubbish):
+            return ()
+        missing = answers.missing
+        return tuple(i for i in (*missing[1:], *missing[:1]) if self._roster.may_retry(i))
+
+    def _tend(self, sound: bool, request: Request, margin_ns: int) -> None:
+        """Keep the roster: everybody answered, or somebody who is left out may be asked."""
+        if sound:
+            self._roster.note(request.ids, self._clock.now_ns())
+        if self._roster.anyone_absent:
+            self._probe(margin_ns // 2)
+
+    def _probe(self, margin_ns: int) -> None:
+        """Ask one absent servo by itself, and list it again once it is known to be the right one."""
+        now_ns = self._clock.now_ns()
+        servo_id = self._roster.due(now_ns)
+        if servo_id is None:
+            return
+        size = self._talk.ledger.free_size((servo_id,), _FAST.size)
+        if size is not None:
+            answers = Round(self._talk)
+            request = self._request((servo_id,), _FAST.address, size)
+            answers.send(request, request.out, margin_ns)
+            answers.end()
+            if servo_id in answers.frames and self._is_welcome(servo_id, now_ns):
+                answers.store(_FAST.address, self._table, self._scale, self._clock.now_ns())
+                self._see_alarms()
+                self._roster.welcome(servo_id, now_ns)
+                self._talk.tallies[self._joints[servo_id]].recoveries += 1
+                return
+        self._roster.postpone(servo_id, now_ns)
+
+    def _is_welcome(self, servo_id: int, now_ns: int) -> bool:
+        """Whether a servo that answers again is still the right one; its torque limit is set before it is listed."""
+        if not self._roster.was_long_away(servo_id, now_ns):
+            return True
+        if verify.look_again(self._talk, servo_id):
+            return False
+        self._limit_again(self._joints[servo_id])
+        return True
+
+    def _audit(self) -> None:
+        """Compare the limits just read with the ones written; a servo with its power-up limit had lost its power."""
+        for j in self._limits.check(self._table[LIMIT].astype(int).tolist(), self._table[VALID].tolist()):
+            self._limit_again(j)
+            self._talk.tallies[j].power_losses += self._limits.lost_power(j)
+
+    def _limit_again(self, joint: int) -> None:
+        data = self._limits.bytes_of(joint)
+        if data is not None:
+            self._talk.tell_one(self.arm.ids[joint], _LIMIT, data, PROBE_MARGIN_NS)
+
+    def _remember_power_up_limits(self) -> None:
+        for j, data in enumerate(self._query("max_torque", "max_torque")):
+            if data is not None:
+                self._limits.power_up[j] = int.from_bytes(data, "little")
+
+    def _see_alarms(self) -> None:
+        for tally, bits in zip(self._talk.tallies, self._alarms()):
+            if tally.alarm_bits != bits:
+                tally.see_alarms(bits)
+
+    def _alarms(self) -> list[int]:
+        return [int(bits) for bits in self._table[ALARMS].tolist()]
 
     def _query(self, first: str, last: str) -> list[bytes | None]:
         """Registers `first`..`last` of every joint, None where a servo gave no sound answer in three tries."""
         address = _TABLE[first].address
         size = _TABLE[last].end - address
-        answers: list[bytes | None] = [None] * len(self.arm.joints)
-        for _ in range(TRIES):
-            request = _Request(self._orders[self._rotation], address, size)
-            data = self._ask(request.out, request.reader, PATIENT_MARGIN_NS)
-            for frame in request.reader.sound_blocks(data):
-                if frame is not None:
-                    answers[self._index[frame.id]] = frame.params
-            if None not in answers:
-                break
-            self._resynchronise()
-        return answers
+        found = verify.query(self._talk, self.arm.ids, address, size)
+        return [found[i].params[:size] if i in found else None for i in self.arm.ids]
 
-    def _ask(self, out: bytes | bytearray, reader: protocol.BlockReader, margin_ns: int) -> bytes:
-        """Send a request and read its answer, past whole answers to earlier requests that come in late."""
-        wire_ns = (len(out) + reader.expected_bytes) * self._byte_ns
-        deadline_ns = self._clock.now_ns() + wire_ns + margin_ns
-        self._transport.write(out)
-        data = self._transport.read(reader.expected_bytes, deadline_ns)
-        while len(data) == reader.expected_bytes and not reader.is_sound(data) and not any(reader.sound_blocks(data)):
-            data = self._transport.read(reader.expected_bytes, deadline_ns)
-        return data
+    def _fill(self, frame: kernels.U8, goal_rad: F64) -> None:
+        self._goal[:] = goal_rad
+        if not kernels.fill_goals(frame, self._goal, self._scale):
+            raise ValueError("a goal must be finite")
 
-    def _write_all(self, address: int, values: list[bytes]) -> None:
-        self._transport.write(protocol.sync_write(address, zip(self.arm.ids, values)))
+    def _write_goal(self, goal_rad: F64) -> None:
+        frame = bytearray(self._goals_frame)
+        self._fill(np.frombuffer(frame, np.uint8), goal_rad)
+        self._talk.tell(frame)
+
+    def _write_all(self, address: int, values: Sequence[bytes]) -> None:
+        self._talk.tell(protocol.sync_write(address, zip(self.arm.ids, values)))
 
     def _torque_off(self, servo_id: int) -> bool:
-        """One acknowledged torque-off; alarms in the answer do not matter."""
-        acknowledgement = protocol.BlockReader((servo_id,), 0)
-        request = protocol.write(servo_id, _TORQUE, b"\x00")
-        if acknowledgement.is_sound(self._ask(request, acknowledgement, PATIENT_MARGIN_NS)):
-            return True
-        self._resynchronise()
+        """Torque off at one servo, confirmed by reading it back; alarms in its answers do not matter."""
+        for _ in range(TRIES):
+            self._talk.tell_one(servo_id, _TORQUE, b"\x00", MARGIN_NS)
+            answer = self._talk.ask((servo_id,), _TORQUE, 1, PATIENT_MARGIN_NS).get(servo_id)
+            if answer is not None and answer.params[0] == 0:
+                return True
         return False
 
-    def _resynchronise(self) -> None:
-        self.drained_bytes += self._transport.drain()
-        self._rotation = (self._rotation + 1) % len(self._orders)
+    def _make_request(self, ids: tuple[int, ...], address: int, size: int) -> Request:
+        return self._talk.request(ids, address, size, self._goals_frame)
 
     def _fresh(self, j: int) -> bool:
-        return self._good_ns[j] == max(self._good_ns)
+        return bool(self._table[GOOD_NS, j] == self._table[GOOD_NS].max())
 
     def _trouble(self, j: int, reason: str) -> Trouble:
         joint = self.arm.joints[j]
         return Trouble(joint.name, joint.id, reason)
-
-
-class _Request:
-    """A prebuilt sync read and the reader of its answer."""
-
-    __slots__ = ("out", "reader")
-
-    def __init__(self, ids: tuple[int, ...], address: int, size: int) -> None:
-        self.out = protocol.sync_read(ids, address, size)
-        self.reader = protocol.BlockReader(ids, size)

@@ -1,4 +1,4 @@
-"""The last safety check before the wire: limits, speed, acceleration and age of a goal; and when servos must stop."""
+"""The last safety check before the wire: limits, speed, acceleration and age of a goal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from steadyhand_runtime.bus.protocol import alarm_names
-
 F64 = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 Allowed = Callable[[F64], bool]
 
 NS_PER_S = 1_000_000_000
@@ -115,33 +111,3 @@ def _move(last: Command, wanted_rad_s: F64, dt_s: float, limits: Limits, reasons
     high = np.maximum(limits.high_rad, last.q_rad)
     q = np.minimum(np.maximum(free, low), high)
     return Command(q, np.where(q == free, v, 0.0), reasons)
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """When the servos' own reports stop the arm: silence, a lasting alarm, heat."""
-
-    silence_s: float = 0.5
-    alarm_s: float = 0.5
-    max_temperature_c: float = 65.0
-
-
-def find_fault(
-    names: tuple[str, ...],
-    age_s: F64,
-    alarm_for_s: F64,
-    alarms: Ints,
-    temperature_c: F64,
-    health: Health,
-) -> str:
-    """The first reason to stop, in words, or nothing. Arrays are (J,); `alarm_for_s` is how long each alarm lasts."""
-    if age_s.max() > health.silence_s:
-        j = int(age_s.argmax())
-        return f"{names[j]}: no answer for {age_s[j]:.2f} s"
-    if alarm_for_s.max() > health.alarm_s:
-        j = int(alarm_for_s.argmax())
-        return f"{names[j]}: {' '.join(alarm_names(int(alarms[j])))}"
-    if temperature_c.max() > health.max_temperature_c:
-        j = int(temperature_c.argmax())
-        return f"{names[j]}: {temperature_c[j]:.0f} degC"
-    return ""

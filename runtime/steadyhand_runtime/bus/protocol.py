@@ -188,39 +188,3 @@ def decode_register(register: Register, data: bytes) -> int:
         raise ValueError(f"{register.name} has {register.size} bytes, got {len(data)}")
     raw = int.from_bytes(data, "little")
     return raw if register.sign_bit is None else decode_sign_magnitude(raw, register.sign_bit)
-
-
-class BlockReader:
-    """Unpacks the complete answer to one sync read in one go; anything imperfect is left to `sound_blocks`."""
-
-    def __init__(self, ids: Sequence[int], size: int) -> None:
-        self.ids = tuple(ids)
-        self.size = size
-        self.expected_bytes = len(self.ids) * (size + OVERHEAD_BYTES)
-        self._heads = [HEADER + bytes((i, size + 2)) for i in self.ids]
-        stride = size + OVERHEAD_BYTES
-        self._bounds = [(at, at + 4, at + 2, at + stride) for at in range(0, self.expected_bytes, stride)]
-
-    def is_sound(self, data: bytes) -> bool:
-        """Whether `data` is exactly one good packet of every servo, in order."""
-        if len(data) != self.expected_bytes:
-            return False
-        for head, (start, head_end, body, stop) in zip(self._heads, self._bounds):
-            if data[start:head_end] != head or sum(data[body:stop]) & 0xFF != 0xFF:
-                return False
-        return True
-
-    def sound_blocks(self, data: bytes) -> list[Frame | None]:
-        """The packet of each servo, None where it is missing or damaged.
-
-        A packet of another length, of a stranger or out of order belongs to an earlier request: then nothing counts.
-        """
-        found: list[Frame | None] = [None] * len(self.ids)
-        position = 0
-        for frame in split_frames(data)[0]:
-            if frame.id not in self.ids[position:] or len(frame.params) != self.size:
-                return [None] * len(self.ids)
-            position = self.ids.index(frame.id, position)
-            found[position] = frame
-            position += 1
-        return found

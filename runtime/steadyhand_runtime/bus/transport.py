@@ -7,7 +7,6 @@ import os
 import select
 import sys
 import termios
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import serial
@@ -19,12 +18,17 @@ if TYPE_CHECKING:
 
 QUIET_NS = 1_000_000  # a bus this long without a byte is silent; a USB full-speed frame
 DRAIN_LIMIT_NS = 4_000_000
+NS_PER_MS = 1_000_000
 MAX_VMIN = 255
 MAX_OLD_BYTES = 4096
 
 
 class BusError(Exception):
     """The bus cannot be used; the message names the fix."""
+
+
+class PortLost(BusError):
+    """The port is gone in the middle of the work; it may come back."""
 
 
 class Transport(Protocol):
@@ -46,49 +50,57 @@ class Transport(Protocol):
 
 
 class SerialTransport:
-    """A serial port held exclusively. pyserial opens and configures it; the hot path is write, select and read."""
+    """A serial port held exclusively. pyserial opens and configures it; the hot path is write, poll and read."""
 
     def __init__(self, port: str, baud: int, clock: Clock) -> None:
         self._clock = clock
         self._port = port
         self._serial = _open(port, baud)
         self._fd: int = self._serial.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self._read_whole = False
         self._vmin = -1
         self._wake_at(1)  # pyserial leaves VMIN at 0, where an empty line reads like a port that hung up
 
     def write(self, data: bytes | bytearray) -> None:
-        """Discard old input, then send everything. Raises BusError when the port is gone."""
-        sent = 0
+        """Discard what is left of old input, then send everything. Raises PortLost when the port is gone.
+
+        After an answer that came whole nothing is left, and the call for it is saved.
+        """
         try:
-            for _ in self._available(MAX_OLD_BYTES):
-                pass
+            if not self._read_whole:
+                termios.tcflush(self._fd, termios.TCIFLUSH)
+            self._read_whole = False
+            sent = os.write(self._fd, data)
             while sent < len(data):
                 sent += os.write(self._fd, memoryview(data)[sent:])
         except BlockingIOError:
-            raise BusError(f"{self._port}: the adapter takes no more data: unplug it and plug it in again") from None
-        except OSError as error:
+            raise PortLost(f"{self._port}: the adapter takes no more data: unplug it and plug it in again") from None
+        except (OSError, termios.error) as error:
             raise self._gone(error) from None
 
     def read(self, n: int, deadline_ns: int) -> bytes:
-        """Up to n bytes, fewer when the deadline passes first. Raises BusError when the port is gone."""
-        parts: list[bytes] = []
-        missing = n
+        """Up to n bytes, fewer when the deadline passes first. Raises PortLost when the port is gone."""
+        data = b""
         try:
-            self._wake_at(n)
-            while missing:
+            left_ns = deadline_ns - self._clock.now_ns()
+            if left_ns <= 0:
+                return self._available(n)
+            if n != self._vmin:
+                self._wake_at(n)
+            while True:
+                if self._wait(left_ns) or left_ns <= 0:
+                    data += self._available(n - len(data))
+                    if len(data) == n:
+                        self._read_whole = True
+                        return data
+                    if left_ns <= 0:
+                        return data
+                    self._wake_at(n - len(data))
                 left_ns = deadline_ns - self._clock.now_ns()
-                if not self._wait(left_ns) and left_ns > 0:
-                    continue
-                for part in self._available(missing):
-                    parts.append(part)
-                    missing -= len(part)
-                if left_ns <= 0:
-                    break
-                if missing:
-                    self._wake_at(missing)
         except (OSError, termios.error) as error:
             raise self._gone(error) from None
-        return b"".join(parts)
 
     def drain(self) -> int:
         """Discard input until the bus is silent for a frame, or for a few milliseconds when it never is."""
@@ -98,20 +110,21 @@ class SerialTransport:
             self._wake_at(1)
             while (now_ns := self._clock.now_ns()) < min(quiet_from_ns + QUIET_NS, start_ns + DRAIN_LIMIT_NS):
                 if self._wait(quiet_from_ns + QUIET_NS - now_ns):
-                    dropped += sum(len(part) for part in self._available(4096))
+                    dropped += len(self._available(MAX_OLD_BYTES))
                     quiet_from_ns = self._clock.now_ns()
         except (OSError, termios.error) as error:
             raise self._gone(error) from None
         return dropped
 
     def close(self) -> None:
+        self._fd = -1  # the number may soon be somebody else's
         try:
             self._serial.close()
         except (OSError, termios.error, serial.SerialException):
             pass  # the device is gone, and so is the hold on it
 
     def _wake_at(self, n: int) -> None:
-        """Let select wake once for the whole reply instead of once per servo."""
+        """Let poll wake once for the whole reply instead of once per servo."""
         vmin = min(n, MAX_VMIN)
         if vmin == self._vmin:
             return
@@ -122,22 +135,27 @@ class SerialTransport:
         self._vmin = vmin
 
     def _wait(self, ns: int) -> bool:
-        return bool(select.select([self._fd], [], [], max(0, ns) / NS_PER_S)[0])
+        """Whether there is input before `ns` have passed; poll counts whole milliseconds, select does the rest."""
+        whole_ms = ns // NS_PER_MS
+        if whole_ms <= 0:
+            return bool(select.select([self._fd], [], [], max(0, ns) / NS_PER_S)[0])
+        return bool(self._poll.poll(whole_ms))
 
-    def _available(self, n: int) -> Iterator[bytes]:
+    def _available(self, n: int) -> bytes:
         """What can be read at once, at most n bytes; the kernel hands a terminal's input out in pieces of 64."""
-        while n > 0:
+        data = b""
+        while len(data) < n:
             try:
-                part = os.read(self._fd, n)
+                part = os.read(self._fd, n - len(data))
             except BlockingIOError:
-                return
+                break
             if not part:
                 raise OSError(errno.EIO, "hung up")
-            yield part
-            n -= len(part)
+            data += part
+        return data
 
-    def _gone(self, error: Exception) -> BusError:
-        return BusError(f"{self._port}: the port was lost ({error}): check the USB cable and the arm's power")
+    def _gone(self, error: Exception) -> PortLost:
+        return PortLost(f"{self._port}: the port was lost ({error}): check the USB cable and the arm's power")
 
 
 class InProcessTransport:
@@ -152,17 +170,21 @@ class InProcessTransport:
         self._replies: list[Reply] = []
         self._unread = b""
         self._wire_ns = clock.now_ns()
+        self._written_ns = self._ahead_ns = 0
 
     def write(self, data: bytes | bytearray) -> None:
-        self._wire_ns = max(self._wire_ns, self._clock.now_ns())
+        now_ns = self._clock.now_ns()
+        self._wire_ns = max(self._wire_ns, now_ns)
+        self._written_ns, self._ahead_ns = now_ns, self._wire_ns - now_ns
         self._replies = [r for r in self._replies if r.ready_ns > self._wire_ns]
         self._replies += self._chain.feed(data, self._wire_ns)
         self._unread = b""
 
     def read(self, n: int, deadline_ns: int) -> bytes:
-        """Up to n bytes of what is ready by the deadline, which counts from the wire's time."""
+        """Up to n bytes of what is ready by the deadline, which counts from the wire's time of the last write."""
         now_ns = self._clock.now_ns()
-        ready = self._take(deadline_ns + max(0, self._wire_ns - now_ns), n)
+        ahead_ns = self._ahead_ns if now_ns == self._written_ns else self._wire_ns - now_ns
+        ready = self._take(max(deadline_ns + ahead_ns, self._wire_ns), n)
         self._unread = ready[n:]
         return ready[:n]
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "robot": ("steadyhand_runtime.sim.robot", "a simulated arm on a pty, its cameras and its table"),
     "operator": ("steadyhand_runtime.sim.operator_process", "the scripted operator of a running simulation"),
     "servos": ("steadyhand_runtime.sim.servos_command", "six virtual servos alone, on a pty"),
+    "fault": ("steadyhand_runtime.sim.fault_command", "let something happen to running virtual servos"),
     "lockstep": ("steadyhand_runtime.sim.lockstep", "robot and operator in one process, faster than real time"),
     "evaluate": ("steadyhand_runtime.sim.evaluation", "one policy over many episodes, judged by ground truth"),
 }
