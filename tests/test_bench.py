@@ -34,11 +34,6 @@ def test_every_bench_explains_itself_and_takes_a_file_and_a_seed(name: str, caps
     assert f"steadyhand bench {name}" in text and "--json" in text and "--seed" in text
 
 
-def test_a_switch_may_stand_alone_or_with_its_value() -> None:
-    words = bench.bare_flags(["--check", "--rounds", "2", "--check", "false", "--check"], ["--check"])
-    assert words == ["--check", "True", "--rounds", "2", "--check", "False", "--check", "True"]
-
-
 def test_a_table_shows_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
     bench.show("speeds", ("what", "Hz"), [("ours", "700"), ("theirs", "[30]")], caption="medians")
     text = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,36 @@ def test_a_crash_while_writing_leaves_no_half_checkpoint(tmp_path: Path) -> None
 
 def test_where_nothing_was_saved_there_is_nothing(tmp_path: Path) -> None:
     assert checkpoint.listing(tmp_path / "none") == []
+
+
+def test_a_checkpoint_is_written_while_its_owner_goes_on(tmp_path: Path) -> None:
+    saver, gate = checkpoint.Saver(tmp_path), threading.Event()
+
+    def small(folder: Path) -> None:
+        (folder / "small").write_text("state")
+
+    def later(folder: Path) -> None:
+        gate.wait(60)
+        (folder / "large").write_text("weights")
+
+    saver.start(small, later)
+    assert saver.busy and checkpoint.listing(tmp_path) == []
+    gate.set()
+    saver.wait()
+    (only,) = checkpoint.listing(tmp_path)
+    assert (only / "small").read_text() == "state" and (only / "large").read_text() == "weights"
+    assert not saver.busy
+
+
+def test_a_disk_that_refuses_in_the_thread_is_reported_to_the_next_caller(tmp_path: Path) -> None:
+    saver = checkpoint.Saver(tmp_path)
+
+    def full(folder: Path) -> None:
+        raise OSError("no space left")
+
+    saver.start(lambda folder: None, full)
+    with pytest.raises(OSError, match="no space"):
+        saver.wait()
+    saver.start(lambda folder: None, lambda folder: None)
+    saver.wait()
+    assert len(checkpoint.listing(tmp_path)) == 1

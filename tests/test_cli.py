@@ -29,13 +29,13 @@ def test_an_unknown_command_suggests_the_nearest(capsys):
 
 def test_a_missing_extra_is_named(capsys):
     entry = EntryPoint("demo", "no_such_library_anywhere:main [train]", cli.GROUP)
-    assert cli._run(entry, []) == 1
+    assert cli._run("steadyhand demo", entry, []) == 1
     assert "no_such_library_anywhere is not installed; `pip install 'steadyhand[train]'`" in capsys.readouterr().err
 
 
 def test_a_fault_of_our_own_is_not_called_a_missing_extra():
     with pytest.raises(ImportError):
-        cli._run(EntryPoint("demo", "steadyhand_models.no_such_module:main [train]", cli.GROUP), [])
+        cli._run("steadyhand demo", EntryPoint("demo", "steadyhand_models.no_such_module:main [train]", cli.GROUP), [])
 
 
 @pytest.mark.parametrize("command", [n for n in cli.ORDER if n != "sim"])

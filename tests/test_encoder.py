@@ -1,12 +1,15 @@
 """Encoder, actor, critics and policy: shapes, ranges, and that casting and scaling live inside the graph."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from steadyhand_models import task
 from steadyhand_models.nets.actor_critic import STATE_CLIP, Actor, Critics, Policy
-from steadyhand_models.nets.encoder import Encoder
+from steadyhand_models.nets.drqv2 import PixelEncoder, ScheduledActor, Trunk
+from steadyhand_models.nets.encoder import OVERLAPPING, Encoder
 
 torch.set_num_threads(1)
 CONTRACT = task.load("lift").contract()
@@ -111,3 +114,41 @@ def test_noise_of_zero_gives_the_same_action_twice_and_noise_changes_it() -> Non
     still = torch.zeros(1, len(CONTRACT.action))
     assert torch.equal(policy(frames, state, still), policy(frames, state, still))
     assert not torch.allclose(policy(frames, state, still), policy(frames, state, still + 1.0))
+
+
+def test_an_encoder_that_overlaps_everywhere_barely_notices_a_shift_by_a_pixel() -> None:
+    shape = (1, 64, 64, 3)
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), size=(66, 66), mode="bilinear")
+    pixels = (255 * smooth).to(torch.uint8).permute(0, 2, 3, 1)[:, None]
+    here, there = pixels[:, :, 1:65, 1:65], pixels[:, :, 1:65, 2:66]
+    torch.manual_seed(0)
+    encoder = Encoder(shape, 32, OVERLAPPING)
+    far = torch.rand(1, *shape).mul(255).to(torch.uint8)
+    near = (encoder(here.contiguous()) - encoder(there.contiguous())).abs().mean()
+    assert near < 0.5 * (encoder(here.contiguous()) - encoder(far)).abs().mean()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_cannot_normalise_is_refused_by_name(scale: float) -> None:
+    fields = (dataclasses.replace(CONTRACT.state[0], scale=scale), *CONTRACT.state[1:])
+    with pytest.raises(ValueError, match=f"state {CONTRACT.state[0].name}: .*positive scale"):
+        Policy(dataclasses.replace(CONTRACT, state=fields), 8, 32)
+
+
+def test_pixels_become_flat_maps_and_a_trunk_puts_the_state_beside_them() -> None:
+    torch.manual_seed(0)
+    encoder = PixelEncoder(CONTRACT.frames_shape)
+    maps = encoder(random_frames(2))
+    assert maps.shape == (2, encoder.features) == (2, 2 * 32 * 4 * 4)
+    trunk = Trunk(encoder.features, 3, 10)
+    out = trunk(torch.cat([maps, torch.full((2, 3), 7.0)], -1))
+    assert out.shape == (2, 13) and (out[:, 10:] == 7.0).all() and out[:, :10].abs().max() <= 1.0
+
+
+def test_scheduled_noise_moves_the_action_by_its_spread_and_no_further_than_the_range() -> None:
+    torch.manual_seed(0)
+    actor = ScheduledActor(Trunk(4, 2, 3), 2, 8)
+    actor.log_std.fill_(float(np.log(0.1)))
+    seen, noise = torch.randn(5, 6), torch.ones(5, 2)
+    assert torch.allclose(actor.act(seen, noise) - actor(seen), torch.full((5, 2), 0.1), atol=1e-6)
+    assert actor.act(seen, 100 * noise).max() <= 1.0

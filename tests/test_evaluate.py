@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
 from pathlib import Path
 
+import av
 import pytest
 from test_publish import made
+from test_report import LENGTH, episode, fill_journal
+from training_steps import label
 
 from steadyhand_models.artifact import ArtifactError
 from steadyhand_models.cli import UserError
+from steadyhand_models.messages import EndReason, LabelKind
 from steadyhand_models.registry import Registry
-from steadyhand_training import evaluate
+from steadyhand_training import evaluate, video
 from steadyhand_training.evaluate import EvaluateSettings, summarise
 
 # Stands in for `steadyhand`: writes the words it got and three episodes.
@@ -76,3 +81,67 @@ def test_a_registry_without_policies_or_with_other_versions_is_named(tmp_path: P
         evaluate.evaluate(EvaluateSettings(registry=tmp_path / "empty"))
     with pytest.raises(ArtifactError, match="newest: v1, v2"):
         evaluate.evaluate(EvaluateSettings(registry=registry, version=9))
+
+
+def test_a_video_shows_the_first_episodes_with_their_outcome(
+    monkeypatch: pytest.MonkeyPatch, registry: Path, tmp_path: Path
+) -> None:
+    film = """
+import numpy
+from pathlib import Path
+pictures = numpy.zeros((5, 128, 128, 3), numpy.uint8)
+numpy.savez(options["--frames"], episode_000=pictures, episode_001=pictures)
+"""
+    simulate_with(monkeypatch, FAKE + film)
+    path = tmp_path / "film.mp4"
+    evaluate.evaluate(EvaluateSettings(registry=registry, video=path))
+    with av.open(str(path)) as shown:
+        assert sum(1 for _ in shown.decode(video=0)) == 2 * (5 + video.REST_FRAMES)
+
+
+# By the verdicts of a recorded run
+
+
+def recorded_run(root: Path) -> Path:
+    """Version 1: three episodes alone, two of them judged, and one with a takeover. Version 2: one, not judged."""
+    fill_journal(
+        root,
+        [
+            *episode(1, EndReason.SUCCESS, "classifier"),
+            label(1, LENGTH + 5, LabelKind.VERDICT_SUCCESS),
+            *episode(2, EndReason.SUCCESS, "classifier"),
+            label(2, LENGTH + 5, LabelKind.FALSE_POSITIVE),
+            *episode(3, EndReason.SUCCESS, "classifier"),
+            *episode(4, EndReason.SUCCESS, "operator", takeover_steps=3),
+            label(4, LENGTH, LabelKind.SUCCESS),
+            *(dataclasses.replace(s, policy_version=2) for s in episode(5, EndReason.SUCCESS, "classifier")),
+        ],
+    )
+    return root
+
+
+def test_verdicts_count_and_the_classifiers_word_alone_does_not(tmp_path: Path) -> None:
+    result, rows = evaluate.recorded(EvaluateSettings(by=evaluate.By.VERDICT, run=recorded_run(tmp_path)))
+    assert (result.version, result.episodes, result.successes) == (1, 2, 1)
+    assert (result.takeovers, result.unjudged, result.by) == (1, 1, "verdict")
+    assert result.time_to_success_p50_s == pytest.approx(LENGTH / 10)
+    assert [(r["episode"], r["success"]) for r in rows] == [(1, True), (2, False)]
+
+
+def test_the_command_says_who_judged_and_films_what_was_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = tmp_path / "film.mp4"
+    words = ["--run", str(recorded_run(tmp_path)), "--by", "verdict", "--version", "1", "--video", str(film)]
+    assert evaluate.main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "50.0%" in shown and "by verdict" in shown and "1 episodes with a takeover" in shown
+    assert film.stat().st_size > 1000
+
+
+def test_a_version_without_verdicts_is_not_judged(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path)
+    with pytest.raises(UserError, match="nobody gave a verdict"):
+        evaluate.recorded(EvaluateSettings(by=evaluate.By.VERDICT, run=run, version=2))
+    with pytest.raises(UserError, match="give --run"):
+        evaluate.recorded(EvaluateSettings(by=evaluate.By.VERDICT))

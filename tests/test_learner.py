@@ -1,6 +1,7 @@
 """The learner: pretraining, the feature cache, updates, artifacts and exact resume, on a small task of its own."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from steadyhand_models import artifact, reward, settings, task
 from steadyhand_models.messages import Channel, EndReason, Source, Step
 from steadyhand_models.nets.export import ExportError
-from steadyhand_training.config import LearnerSettings
+from steadyhand_training.config import Device, Encoders, LearnerSettings
 from steadyhand_training.learner import CHECK_EVERY, CheckpointError, Diverged, Learner
-from steadyhand_training.replay import Replay
+from steadyhand_training.replay import Refusal, Replay
+from steadyhand_training.watch import WarningCode
 
 torch.set_num_threads(1)
 LIFT = task.load("lift").contract()
@@ -68,7 +70,7 @@ def make_learner(chosen: LearnerSettings = SMALL, seed: int = 0, episodes: int =
 
 def weights(learner: Learner) -> dict[str, torch.Tensor]:
     encoder = {f"encoder.{k}": v for k, v in learner.policy.encoder.state_dict().items()}
-    return {k: v.clone() for k, v in (learner.sac.networks() | encoder).items()}
+    return {k: v.clone() for k, v in (learner.algorithm.networks() | encoder).items()}
 
 
 def test_pretraining_clones_the_demonstrations() -> None:
@@ -128,8 +130,9 @@ def test_cached_features_are_those_of_the_encoder_for_plain_and_shifted_frames()
     learner.pretrain()
     with torch.no_grad():
         plain = learner.policy.encoder(torch.from_numpy(learner.replay.frames[:10]))
-    assert torch.allclose(learner._features[:10, 0], plain, atol=1e-6)
-    assert not torch.allclose(learner._features[:10, 1], plain, atol=1e-3)
+    views = learner._sights._views
+    assert torch.allclose(views[:10, 0], plain, atol=1e-6)
+    assert not torch.allclose(views[:10, 1], plain, atol=1e-3)
 
 
 def test_rows_recorded_after_pretraining_are_encoded_whether_or_not_anybody_said_so() -> None:
@@ -139,13 +142,13 @@ def test_rows_recorded_after_pretraining_are_encoded_whether_or_not_anybody_said
         record(learner.replay, episode, Source.POLICY)
     for _ in range(40):
         learner.update()
-        used = learner._sample()
-        assert learner._is_encoded(np.concatenate([used.rows, used.next_rows])).all()
     row = int(learner.replay.rows(199)[0])
     learner.observe(np.array([row]))
     with torch.no_grad():
         fresh = learner.policy.encoder(torch.from_numpy(learner.replay.frames[row : row + 1]))
-    assert torch.allclose(learner._features[row, :1], fresh, atol=1e-6)
+    assert torch.allclose(learner._sights._views[row, :1], fresh, atol=1e-6)
+    seen = learner._sights.of(np.array([row + 1]), np.random.default_rng(0))  # of which nobody has said anything
+    assert learner._sights.knows(np.array([row + 1])).all() and seen.view.abs().sum() > 0
 
 
 def test_cloning_fades_by_its_half_life() -> None:
@@ -164,7 +167,7 @@ def test_weights_that_stop_being_finite_return_to_the_last_good_ones_and_are_cou
         learner.update()
     good = weights(learner)
     with torch.no_grad():
-        learner.sac.critics.layers[0].weight.fill_(float("nan"))
+        learner.algorithm.critics.layers[0].weight.fill_(float("nan"))
     for _ in range(CHECK_EVERY):
         learner.update()
     assert learner.restores == 1
@@ -179,7 +182,7 @@ def test_a_learner_that_diverges_again_and_again_gives_up_with_a_reason() -> Non
     with pytest.raises(Diverged, match=r"diverged 4 times by update \d+: .*nan"):
         for _ in range(6 * CHECK_EVERY):
             with torch.no_grad():
-                learner.sac.actor.mean.weight.fill_(float("nan"))
+                learner.algorithm.actor.mean.weight.fill_(float("nan"))
             learner.update()
 
 
@@ -243,7 +246,7 @@ def test_an_artifact_is_whole_verified_and_names_its_step() -> None:
 def test_an_artifact_of_a_broken_policy_or_without_any_frame_is_refused() -> None:
     learner = make_learner()
     with torch.no_grad():
-        learner.sac.average.mean.bias[0] = float("nan")
+        learner.algorithm.average["actor"].mean.bias[0] = float("nan")
     with pytest.raises(ExportError, match="not finite"):
         learner.artifact(1, 0)
     with pytest.raises(ExportError, match="no frames"):
@@ -255,3 +258,98 @@ def test_settings_out_of_bounds_are_named() -> None:
         settings.validate(LearnerSettings, {"discount": 1.0}, "here")
     with pytest.raises(settings.SettingsError, match="temperature"):
         settings.validate(LearnerSettings, {"temprature": 0.1}, "here")
+
+
+END_TO_END = dataclasses.replace(SMALL, encoder=Encoders.END_TO_END)
+
+
+def test_an_encoder_end_to_end_learns_from_the_critics_on_shifted_frames() -> None:
+    learner = make_learner(END_TO_END)
+    learner.pretrain()
+    before = weights(learner)
+    learner.update()
+    moved = {name for name, value in weights(learner).items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("encoder.") for name in moved)
+    rows = learner.replay.guided_rows()[:8]
+    one, two = (learner._sight(rows).view for _ in range(2))
+    assert one.dtype is torch.uint8 and not torch.equal(one, two)
+
+
+def test_warming_up_leaves_a_learned_encoder_and_the_actor_as_they_were_cloned() -> None:
+    cold, warm = (make_learner(dataclasses.replace(END_TO_END, warmup_updates=n)) for n in (0, 5))
+    for learner in (cold, warm):
+        learner.pretrain()
+    one, two = weights(cold), weights(warm)
+    assert {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])} == {"critics", "targets"}
+
+
+def test_a_robot_gets_the_averages_of_encoder_and_actor() -> None:
+    learner = make_learner(END_TO_END)
+    learner.pretrain()
+    for _ in range(4):
+        learner.update()
+    golden = learner.artifact(1, 0).golden  # refused inside if ONNX differed from torch
+    published, trained = learner.published().state_dict(), learner.policy.state_dict()
+    apart = {name.split(".")[0] for name in published if not torch.equal(published[name], trained[name])}
+    assert apart == {"encoder", "actor"}
+    assert golden.output.shape == (4, 4)
+
+
+def test_a_resumed_learner_end_to_end_makes_the_same_losses(tmp_path: Path) -> None:
+    one, two = make_learner(END_TO_END), make_learner(END_TO_END, seed=9)
+    one.pretrain()
+    for _ in range(3):
+        one.update()
+    one.save(tmp_path / "learner.pt")
+    two.load(tmp_path / "learner.pt")
+    for each in (one, two):
+        each.update()
+    assert two._newest and all(torch.equal(one._newest[name], value) for name, value in two._newest.items())
+
+
+def test_a_snapshot_written_by_a_thread_is_of_the_moment_it_was_taken(tmp_path: Path) -> None:
+    learner = make_learner()
+    learner.pretrain()
+    for _ in range(3):
+        learner.update()
+    then = weights(learner)
+    snapshot = learner.snapshot()
+    writer = threading.Thread(target=snapshot.write, args=(tmp_path / "learner.pt",))
+    for _ in range(3):
+        learner.update()
+    writer.start()
+    for _ in range(3):
+        learner.update()
+    writer.join()
+    resumed = make_learner(seed=9)
+    resumed.load(tmp_path / "learner.pt")
+    assert resumed.updates == 3
+    assert all(torch.equal(value, then[name]) for name, value in weights(resumed).items())
+
+
+def test_what_the_watch_is_told_comes_back_in_words() -> None:
+    learner = make_learner()
+    learner.pretrain()
+    assert learner.warnings() == ()
+    learner.replay.refused[Refusal.ZERO] += 2
+    assert [warning.code for warning in learner.warnings()] == [WarningCode.TAKEOVERS_REFUSED]
+    learner.replay.executed[:] = 0.0
+    record(learner.replay, 60, Source.POLICY, actions=50)
+    rows = learner.replay.rows(60)
+    learner.replay.executed[rows] = 0.0
+    learner.observe(rows)
+    assert WarningCode.ARM_FROZEN in [warning.code for warning in learner.warnings()]
+
+
+def test_memory_per_step_counts_replay_and_what_the_encoder_leaves() -> None:
+    frozen, pixels = make_learner(), make_learner(END_TO_END)
+    cached = (1 + SMALL.shifted_copies) * SMALL.features_per_camera * 4 + len(CONTRACT.state) * 4
+    assert frozen.bytes_per_step == frozen.replay.bytes_per_step + cached
+    assert pixels.bytes_per_step == pixels.replay.bytes_per_step
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ValueError, match=r"learner\.device 'cuda'.*have: .*cpu"):
+        make_learner(dataclasses.replace(SMALL, device=Device.CUDA))

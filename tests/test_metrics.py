@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steadyhand_training.metrics import JsonLines, read_json_lines, wilson
+from steadyhand_training.metrics import JsonLines, last_json_line, read_json_lines, wilson
 
 
 # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29, Wilson without continuity correction.
@@ -38,3 +38,12 @@ def test_rows_come_back_and_a_line_cut_off_by_a_crash_costs_only_itself(tmp_path
 
 def test_a_log_that_was_never_written_is_empty(tmp_path: Path) -> None:
     assert list(read_json_lines(tmp_path / "none.jsonl")) == []
+
+
+def test_the_newest_row_of_a_kind_is_found_behind_a_half_written_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_json_line(path, "status") is None
+    lines = [f'{{"kind": "status", "steps": {n}}}' for n in range(3000)]
+    path.write_text("\n".join([*lines, '{"kind": "swap"}', '{"kind": "status", "st']))
+    assert last_json_line(path, "status") == {"kind": "status", "steps": 2999}
+    assert last_json_line(path, "promotion") is None

@@ -9,8 +9,7 @@ import pytest
 from steadyhand_models import reward, task
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import EndReason, Source, Step
-from steadyhand_training.augment import random_shift, shift, steady_offsets
-from steadyhand_training.replay import FIRST_ROWS, NO_ROW, Replay, ReplayFull
+from steadyhand_training.replay import ARRAYS, FIRST_ROWS, NO_ROW, SOURCES, Batch, Refusal, Replay, ReplayFull
 
 CONTRACT = task.load("lift").contract()
 ACTIONS = len(CONTRACT.action)
@@ -19,7 +18,7 @@ ACTIONS = len(CONTRACT.action)
 def make_step(
     episode: int, seq: int, source: Source = Source.POLICY, end: EndReason | None = None, contract: Contract = CONTRACT
 ) -> Step:
-    action = None if end else np.full(ACTIONS, 0.01 * seq, np.float32)
+    action = None if end else np.full(ACTIONS, 0.01 * (seq + 1), np.float32)
     return Step(
         run="run",
         episode=episode,
@@ -63,7 +62,7 @@ def test_rows_of_an_episode_are_linked_and_hold_what_was_recorded() -> None:
     assert replay.has_action[rows].tolist() == [True, True, True, False]
     assert replay.ended(4) is EndReason.TIMEOUT
     assert replay.seq[rows].tolist() == [0, 1, 2, 3]
-    assert np.allclose(replay.executed[rows[2]], 0.02)
+    assert np.allclose(replay.executed[rows[2]], 0.03)
     assert replay.frames[rows[1]].max() == 29
     assert replay.stamp_ns[rows[3]] == 4003
     assert (replay.policy_version[0], replay.classifier_version[0]) == (3, 2)
@@ -96,7 +95,7 @@ def test_a_timeout_is_bootstrapped_and_a_success_is_terminal() -> None:
     judge(replay, 1)
     judge(replay, 2, [4])
     batch = replay.sample(400, np.random.default_rng(1))
-    terminal = batch.discount_mask == 0.0
+    terminal = batch.discount == 0.0
     assert set(batch.rows[terminal].tolist()) == {replay.rows(2)[3]}
     assert (batch.reward == terminal).all()
     assert replay.rows(1)[3] in batch.rows
@@ -202,33 +201,6 @@ def test_an_action_beyond_the_contract_is_stored_within_it() -> None:
     assert replay.executed[replay.append(step)].tolist() == [1.0, -1.0, 0.5, 1.0]
 
 
-def test_a_shift_moves_each_picture_by_its_own_offset_and_repeats_the_edge() -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), np.uint8)
-    offsets = np.zeros((2, 2, 2), np.int64)
-    offsets[1, 0] = (2, -3)
-    moved = shift(frames, offsets)
-    assert np.array_equal(moved[0], frames[0])
-    assert np.array_equal(moved[1, 1], frames[1, 1])
-    assert np.array_equal(moved[1, 0, 2:, :5], frames[1, 0, :6, 3:])
-    assert np.array_equal(moved[1, 0, 0], moved[1, 0, 2])
-
-
-def test_random_shifts_follow_their_generator() -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (4, 2, 16, 16, 3), np.uint8)
-    one, two = (random_shift(frames, 4, np.random.default_rng(5)) for _ in range(2))
-    assert np.array_equal(one, two)
-    assert not np.array_equal(one, frames)
-
-
-def test_the_shifted_copies_of_a_row_are_the_same_whenever_they_are_made() -> None:
-    rows = np.arange(2000)
-    together = steady_offsets(rows, 3, 2, 4)
-    assert np.array_equal(together[70:80], steady_offsets(rows[70:80], 3, 2, 4))
-    assert together.min() == -4 and together.max() == 4
-    assert abs(together.mean()) < 0.1
-    assert together.shape == (2000, 3, 2, 2)
-
-
 def test_a_demonstration_that_failed_is_data_but_nothing_to_imitate() -> None:
     replay = Replay(CONTRACT, 64)
     fill(replay, 1, 4, EndReason.SUCCESS, Source.DEMONSTRATION)
@@ -261,3 +233,106 @@ def test_a_proposal_that_is_no_action_is_refused() -> None:
     replay = Replay(CONTRACT, 100)
     with pytest.raises(ValueError, match="proposed action"):
         replay.append(dataclasses.replace(make_step(1, 0), proposed=np.full(ACTIONS, np.nan, np.float32)))
+
+
+def three_ahead(replay: Replay, seed: int = 0) -> tuple[Batch, dict[int, int]]:
+    """A batch over three steps, and where in it each row stands."""
+    batch = replay.sample(400, np.random.default_rng(seed), n_step=3, discount=0.5)
+    return batch, {int(row): i for i, row in enumerate(batch.rows)}
+
+
+def test_three_steps_ahead_rewards_are_discounted_and_a_terminal_ends_the_way() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 6, EndReason.SUCCESS)
+    judge(replay, 1, [6])
+    batch, at = three_ahead(replay)
+    got = [(float(batch.reward[at[r]]), float(batch.discount[at[r]]), int(batch.next_rows[at[r]])) for r in range(6)]
+    assert got == [(0, 0.125, 3), (0, 0.125, 4), (0, 0.125, 5), (0.25, 0, 6), (0.5, 0, 6), (1, 0, 6)]
+
+
+def test_three_steps_ahead_a_timeout_is_bootstrapped_from_its_last_frame() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 4, EndReason.TIMEOUT)
+    judge(replay, 1)
+    batch, at = three_ahead(replay)
+    got = [(float(batch.discount[at[r]]), int(batch.next_rows[at[r]])) for r in range(4)]
+    assert got == [(0.125, 3), (0.125, 4), (0.25, 4), (0.5, 4)]
+
+
+def test_several_steps_never_lead_into_another_episode_or_across_a_gap() -> None:
+    replay = Replay(CONTRACT, 64)
+    for seq in (0, 1, 2, 4, 5):
+        replay.append(make_step(1, seq))
+        replay.append(make_step(2, seq))
+    for episode in (1, 2):
+        judge(replay, episode)
+    batch, _ = three_ahead(replay)
+    assert (replay.episode[batch.rows] == replay.episode[batch.next_rows]).all()
+    steps = replay.seq[batch.next_rows] - replay.seq[batch.rows]
+    assert np.allclose(batch.discount, 0.5**steps)
+    assert not ((replay.seq[batch.rows] < 3) & (replay.seq[batch.next_rows] > 3)).any()
+
+
+def test_several_steps_stop_where_no_outcome_is_known_yet() -> None:
+    replay = Replay(CONTRACT, 64)
+    for seq in range(3):
+        replay.append(make_step(1, seq))
+    judge(replay, 1)
+    replay.append(make_step(1, 3))
+    batch, _ = three_ahead(replay)
+    assert batch.next_rows.max() == 2
+
+
+def test_one_step_ahead_draws_the_same_as_before_whatever_the_discount() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 6, EndReason.SUCCESS)
+    judge(replay, 1, [6])
+    one, two = (replay.sample(32, np.random.default_rng(0), 1, discount) for discount in (1.0, 0.5))
+    assert np.array_equal(one.rows, two.rows) and np.array_equal(one.next_rows, replay.next_row[one.rows])
+    assert np.allclose(two.discount, 0.5 * one.discount)
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [(np.zeros(ACTIONS), Refusal.ZERO), (np.array([0.1, 0.0, 0.0, 2.0]), Refusal.OUT_OF_RANGE)],
+)
+def test_an_action_of_a_person_that_cannot_be_right_is_counted_and_not_learned_from(
+    action: np.ndarray, reason: Refusal
+) -> None:
+    replay = Replay(CONTRACT, 64)
+    given = action.astype(np.float32)
+    for seq in range(4):
+        step = make_step(1, seq, Source.TAKEOVER)
+        replay.append(dataclasses.replace(step, proposed=given, executed=given) if seq == 2 else step)
+    replay.append(make_step(1, 4, end=EndReason.SUCCESS))
+    judge(replay, 1, [4])
+    assert replay.refused == {reason: 1}
+    assert replay.guided_rows().tolist() == [0, 1, 3]
+    assert replay.frames[2].min() == 9  # the frame is still evidence of what the scene looked like
+
+
+def test_a_policy_may_ask_for_nothing_and_a_limit_may_turn_a_persons_action_into_none() -> None:
+    replay = Replay(CONTRACT, 64)
+    nothing = np.zeros(ACTIONS, np.float32)
+    replay.append(dataclasses.replace(make_step(1, 0), proposed=nothing, executed=nothing))
+    replay.append(dataclasses.replace(make_step(1, 1, Source.TAKEOVER), executed=nothing))
+    assert not replay.refused and replay.has_action[:2].all()
+
+
+def test_a_persons_action_that_is_not_finite_is_refused_with_its_step_and_counted() -> None:
+    replay = Replay(CONTRACT, 64)
+    broken = np.full(ACTIONS, np.inf, np.float32)
+    with pytest.raises(ValueError, match="executed action"):
+        replay.append(dataclasses.replace(make_step(1, 0, Source.TAKEOVER), executed=broken))
+    assert replay.refused == {Refusal.NOT_FINITE: 1} and replay.size == 0
+
+
+def test_memory_is_that_of_each_frame_once() -> None:
+    replay = Replay(CONTRACT, 4000)
+    fill(replay, 1, 9, EndReason.TIMEOUT)
+    report = replay.memory_report()
+    frames = int(np.prod(CONTRACT.frames_shape))
+    assert frames < replay.bytes_per_step < frames + 300
+    assert (report.steps, report.bytes_used) == (10, 10 * replay.bytes_per_step)
+    assert report.bytes_reserved == sum(getattr(replay, name).nbytes for name in ARRAYS)
+    assert SOURCES[replay.source[0]] is Source.POLICY

@@ -166,6 +166,40 @@ def test_records_duplicates_and_swaps_are_counted(run: Path) -> None:
     assert summary["ticks"]["control"]["missed_ticks"] == 1
 
 
+def test_the_best_version_is_named_by_truth_and_by_verdicts_apart(tmp_path: Path) -> None:
+    messages: list[Step | Label | Swap] = []
+    for number in range(1, 21):
+        version, success = (1, True) if number <= 10 else (9, False)
+        messages += [
+            dataclasses.replace(s, policy_version=version) for s in episode(number, EndReason.SUCCESS, "limit")
+        ]
+        if number % 2:
+            kind = LabelKind.VERDICT_SUCCESS if success else LabelKind.VERDICT_FAILURE
+            messages.append(label(number, LENGTH + 5, kind))
+    fill_journal(tmp_path, messages)
+    (tmp_path / "truth.csv").write_text(truth_rows(dict.fromkeys(range(1, 11), 3), 20), encoding="ascii")
+    summary = report.write(tmp_path, with_video=False)
+    best = summary["best"]["truth"]
+    assert best["version"] == 1 and best["success"] > 0.85 and "fell from" in best["fall"]
+    assert summary["best"]["verdict"] is None  # five judged episodes are too few
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Best by ground truth: v1" in page and "Best by people" not in page
+
+
+def test_warnings_and_values_of_learning_are_told_once_with_their_minute(run: Path) -> None:
+    rows = [
+        {"kind": "status", "stamp_ns": (1000 + 600 * i) * PERIOD_NS, "updates": 40 * i, "critic_q": 0.4, "q_bound": 1.0,
+         "utd_ratio": 3.5, "warnings": ["The arm hardly moves."] if i else []}
+        for i in range(4)
+    ]  # fmt: skip
+    (run / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    learning = report.write(run, with_video=False)["learning"]
+    assert learning["warnings"] == [{"time_s": 60.0, "warning": "The arm hardly moves."}]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("The arm hardly moves.") == 1 and "3.50 per recorded step" in page
+    assert "0.40 of at most 1.00" in page
+
+
 def test_the_page_needs_nothing_beside_it(run: Path) -> None:
     summary = report.write(run)
     page = (run / "report.html").read_text(encoding="utf-8")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from steadyhand_models.nets.actor_critic import Actor
+from steadyhand_training.algorithm import Eye, Sight, Transitions
 from steadyhand_training.config import LearnerSettings
-from steadyhand_training.sac import Sac, Transitions
+from steadyhand_training.sac import Sac
 
 torch.set_num_threads(1)
 OBSERVATION, ACTIONS = 6, 2
@@ -19,28 +20,34 @@ def make_sac(settings: LearnerSettings = SETTINGS, seed: int = 0) -> Sac:
     return Sac(Actor(OBSERVATION, ACTIONS, settings.hidden), OBSERVATION, ACTIONS, settings, seed)
 
 
+def sight(observation: torch.Tensor) -> Sight:
+    return Sight(observation, torch.zeros(len(observation), 0))
+
+
 def bandit(seed: int, size: int = 64, mask: float = 0.0) -> Transitions:
     """One step and done; the reward is 1 for actions near +0.5 in every dimension, falling to 0."""
     random = torch.Generator().manual_seed(seed)
     observation = torch.randn(size, OBSERVATION, generator=random)
     action = 2 * torch.rand(size, ACTIONS, generator=random) - 1
     reward = (1 - (action - 0.5).abs().mean(-1)).clamp(0, 1)
-    every = torch.full((size,), mask)
-    return Transitions(observation, action, action, reward, every, observation.roll(1, 0), torch.ones(size))
+    every = torch.full((size,), mask * SETTINGS.discount)
+    return Transitions(
+        sight(observation), action, action, reward, every, sight(observation.roll(1, 0)), torch.ones(size)
+    )
 
 
 def chain(value: float, mask: float) -> Transitions:
     observation = torch.ones(32, OBSERVATION)
     action = torch.zeros(32, ACTIONS)
-    reward, masks = torch.full((32,), value), torch.full((32,), mask)
-    return Transitions(observation, action, action, reward, masks, observation, torch.zeros(32))
+    reward, masks = torch.full((32,), value), torch.full((32,), mask * SETTINGS.discount)
+    return Transitions(sight(observation), action, action, reward, masks, sight(observation), torch.zeros(32))
 
 
 def test_the_actor_finds_the_rewarded_action() -> None:
     sac = make_sac(dataclasses.replace(SETTINGS, learning_rate=6e-3))
     for i in range(300):
         metrics = sac.update(bandit(i), act=True, bc_weight=0.0)
-    mean, _ = sac.actor(bandit(999).observation)
+    mean, _ = sac.actor(bandit(999).now.view)
     assert (torch.tanh(mean) - 0.5).abs().mean() < 0.15
     assert metrics["critic_loss"] < 0.05
 
@@ -98,7 +105,7 @@ def test_cloning_pulls_the_actor_to_guided_actions_only() -> None:
         )
         for _ in range(150):
             sac.update(batch, act=True, bc_weight=10.0)
-        apart = (torch.tanh(sac.actor(batch.observation)[0]) + 0.8).abs().mean()
+        apart = (torch.tanh(sac.actor(batch.now.view)[0]) + 0.8).abs().mean()
         assert (apart < 0.1) == near
 
 
@@ -114,11 +121,12 @@ def test_temperature_falls_while_entropy_is_above_its_target_and_rises_below() -
 def test_the_actors_step_leaves_the_critics_alone_and_the_other_way_round() -> None:
     sac = make_sac()
     before = {name: value.clone() for name, value in sac.networks().items()}
-    sac.update_actor(bandit(0), bc_weight=0.0)
+    batch = bandit(0)
+    sac.update_actor(batch, batch.now.view, bc_weight=0.0)
     changed = {name for name, value in sac.networks().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith(("actor.", "log_temperature")) for name in changed)
+    assert changed and all(name.startswith(("learned.actor.", "log_temperature")) for name in changed)
     before = {name: value.clone() for name, value in sac.networks().items()}
-    sac.update_critics(bandit(0))
+    sac.update_critics(batch, batch.now.view, batch.next.view)
     changed = {name for name, value in sac.networks().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("critics.") for name in changed)
 
@@ -146,3 +154,50 @@ def test_a_resumed_sac_continues_exactly() -> None:
         two.update(bandit(i), act=True, bc_weight=0.1)
     for name, value in one.networks().items():
         assert torch.equal(value, two.networks()[name]), name
+
+
+def test_an_entropy_backup_raises_the_values_of_a_policy_that_varies() -> None:
+    means = {}
+    for backup in (False, True):
+        sac = make_sac(dataclasses.replace(SETTINGS, temperature=0.05, entropy_backup=backup))
+        with torch.no_grad():
+            sac.actor.log_std.bias.fill_(5.0)
+        for i in range(300):
+            batch = bandit(i, mask=1.0)
+            metrics = sac.update(dataclasses.replace(batch, reward=torch.zeros(64)), act=False, bc_weight=0.0)
+        means[backup] = metrics["target"].item()
+    assert means[True] > means[False] + 0.1
+
+
+def test_a_value_above_the_bound_is_reported_and_one_below_is_not() -> None:
+    sac = make_sac()
+    assert sac.update(bandit(0), act=False, bc_weight=0.0)["q_over_bound"] == 0.0
+    with torch.no_grad():
+        sac.critics.layers[-1].weight.zero_()
+        sac.critics.layers[-1].bias.fill_(1.5)
+    assert sac.update(bandit(0), act=False, bc_weight=0.0)["q_over_bound"].item() == pytest.approx(0.5)
+
+
+def test_actions_at_their_ends_are_counted_as_saturated() -> None:
+    sac = make_sac()
+    assert sac.update(bandit(0), act=True, bc_weight=0.0)["saturated"] < 0.2
+    with torch.no_grad():
+        sac.actor.mean.bias[0] = 50.0
+    assert sac.update(bandit(0), act=True, bc_weight=0.0)["saturated"] >= 0.5
+
+
+def test_the_critics_teach_a_learned_eye_the_actor_does_not_and_warming_up_leaves_it_alone() -> None:
+    torch.manual_seed(0)
+    eye = Eye(torch.nn.Linear(OBSERVATION, OBSERVATION))
+    sac = Sac(Actor(OBSERVATION, ACTIONS, 32), OBSERVATION, ACTIONS, SETTINGS, 0, eye)
+    before = {name: value.clone() for name, value in sac.networks().items()}
+    sac.warm_up(bandit(0))
+    changed = {name for name, value in sac.networks().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith(("critics.", "targets.")) for name in changed)
+    sac.update(bandit(0), act=False, bc_weight=0.0)
+    taught = eye.head.weight.clone()
+    assert not torch.equal(taught, before["learned.eye.head.weight"])
+    batch = bandit(1)
+    sac.update_actor(batch, sac.eye(batch.now).detach(), bc_weight=0.0)
+    assert torch.equal(eye.head.weight, taught)
+    assert not torch.equal(sac.average["eye"].head.weight, taught)

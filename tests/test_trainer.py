@@ -36,7 +36,7 @@ from steadyhand_models.messages import (
     Welcome,
 )
 from steadyhand_models.registry import Registry
-from steadyhand_training.config import LearnerSettings
+from steadyhand_training.config import BackboneSettings, Encoders, LearnerSettings
 from steadyhand_training.correction import CorrectionSettings
 from steadyhand_training.fitting import FitSettings
 from steadyhand_training.journal import Journal
@@ -45,6 +45,7 @@ from steadyhand_training.publish import PublishSettings
 from steadyhand_training.run_folder import RunFolder
 from steadyhand_training.trainer import Phase, Trainer
 from steadyhand_training.trainer_settings import LockstepSettings, TrainerSettings
+from steadyhand_training.watch import Warning_, WarningCode
 
 DEADLINE_S = 60.0
 TINY = TrainerSettings(
@@ -114,7 +115,7 @@ class Bench:
         self.trainer.close()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: value.clone() for name, value in self.trainer.learner.sac.networks().items()}
+        return {name: value.clone() for name, value in self.trainer.learner.algorithm.networks().items()}
 
 
 @pytest.fixture
@@ -259,6 +260,22 @@ def test_models_of_another_contract_in_the_run_folder_are_refused(tmp_path: Path
         Trainer(TINY, RunFolder(tmp_path))
 
 
+def test_learner_settings_that_cannot_be_are_refused_in_words(tmp_path: Path) -> None:
+    backbone = BackboneSettings(file=tmp_path / "none.pt")
+    learner = dataclasses.replace(TINY.learner, encoder=Encoders.BACKBONE, backbone=backbone)
+    with pytest.raises(UserError, match=r"none\.pt"):
+        Trainer(dataclasses.replace(TINY, learner=learner), RunFolder(tmp_path))
+
+
+def test_what_the_learner_warns_of_is_in_the_status(
+    benches: list[Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(benches, tmp_path)
+    warned = Warning_(WarningCode.ARM_FROZEN, "The arm stands still.", "Take over.")
+    monkeypatch.setattr(bench.trainer.learner, "warnings", lambda: (warned,))
+    assert bench.trainer._view().warnings == ("The arm stands still. Take over.",)
+
+
 def test_one_run_folder_has_one_trainer(tmp_path: Path) -> None:
     with RunFolder(tmp_path).claim(), pytest.raises(UserError, match="another trainer"):
         RunFolder(tmp_path).claim()
@@ -280,7 +297,7 @@ class Process:
         config = root / "train.toml"
         config.write_text(toml.to_toml(dataclasses.replace(TINY, run=root)))
         self.log = (root / "trainer.log").open("ab")
-        command = [sys.executable, "-m", "steadyhand_training.trainer", "--config", str(config)]
+        command = [sys.executable, "-m", "steadyhand_training.train", "--config", str(config)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.child = subprocess.Popen(command, stderr=self.log, env=environment)
 

@@ -1,13 +1,11 @@
-"""Measure a part beside its peers: finds each package's benches, and prints and saves what they found."""
+"""Measure a part of Steadyhand beside its peers, in one run and as ratios."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +20,14 @@ USAGE = """steadyhand bench: measure a part of Steadyhand beside its peers
 usage: steadyhand bench NAME [--json FILE] [--seed N] [OPTIONS]
 
 benches:
-{benches}
+{listing}
 
 `steadyhand bench NAME --help` shows a bench's options and an example, for example `steadyhand bench bus --help`."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one bench. Exit codes as for every command."""
-    benches = {e.name: e for e in entry_points(group=GROUP)}
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE.format(benches="\n".join(f"  {n:<10}{cli._summary(e)}" for n, e in sorted(benches.items()))))
-        return 0
-    entry = benches.get(argv[0])
-    if entry is None:
-        near = difflib.get_close_matches(argv[0], benches, n=1)
-        hint = f"did you mean `steadyhand bench {near[0]}`?" if near else "`steadyhand bench --help` lists them."
-        print(f"steadyhand bench: no bench '{argv[0]}'; {hint}", file=sys.stderr)
-        return 2
-    return cli._run(EntryPoint(f"bench {entry.name}", entry.value, GROUP), list(argv[1:]))
+    """`steadyhand bench NAME`: exit codes as for every command."""
+    return cli.run_group("steadyhand bench", "bench", GROUP, USAGE, argv)
 
 
 def bare_flags(argv: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -14,7 +14,10 @@ from steadyhand_models.artifact import ArtifactError
 from steadyhand_models.settings import SettingsError
 
 GROUP = "steadyhand.commands"
-ORDER = ("demo", "runtime", "operator", "bus", "train", "evaluate", "report", "models", "task", "sim")
+ORDER = (
+    *("demo", "runtime", "doctor", "operator", "bus", "collect", "train", "evaluate", "report"),
+    *("models", "keys", "task", "sim", "bench", "lab"),
+)
 USAGE = """steadyhand: teach an SO-101 arm by human-in-the-loop reinforcement learning
 
 usage: steadyhand COMMAND [OPTIONS]
@@ -49,23 +52,36 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("--version", "-V"):
         print(f"steadyhand {distribution('steadyhand').version}")
         return 0
-    entry = commands.get(words[0])
+    return _choose("steadyhand", "command", commands, words)
+
+
+def run_group(program: str, noun: str, group: str, usage: str, argv: Sequence[str]) -> int:
+    """A command of commands: those that an entry-point group holds. `usage` has a place for their `{listing}`."""
+    entries = {e.name: e for e in entry_points(group=group)}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage.format(listing=_listing(entries)))
+        return 0
+    return _choose(program, noun, entries, argv)
+
+
+def _choose(program: str, noun: str, entries: dict[str, EntryPoint], words: Sequence[str]) -> int:
+    entry = entries.get(words[0])
     if entry is None:
-        near = difflib.get_close_matches(words[0], commands, n=1)
-        hint = f"did you mean `steadyhand {near[0]}`?" if near else "`steadyhand --help` lists the commands."
-        print(f"steadyhand: no command '{words[0]}'; {hint}", file=sys.stderr)
+        near = difflib.get_close_matches(words[0], entries, n=1)
+        hint = f"did you mean `{program} {near[0]}`?" if near else f"`{program} --help` lists them."
+        print(f"{program}: no {noun} '{words[0]}'; {hint}", file=sys.stderr)
         return 2
-    return _run(entry, words[1:])
+    return _run(f"{program} {entry.name}", entry, list(words[1:]))
 
 
-def _run(entry: EntryPoint, argv: list[str]) -> int:
+def _run(name: str, entry: EntryPoint, argv: list[str]) -> int:
     try:
         command = entry.load()
     except ImportError as error:
         if not entry.extras or (error.name or "").startswith("steadyhand"):
             raise
         print(
-            f"steadyhand {entry.name}: {error.name or error} is not installed; "
+            f"{name}: {error.name or error} is not installed; "
             f"`pip install 'steadyhand[{','.join(entry.extras)}]'` brings it",
             file=sys.stderr,
         )
@@ -73,10 +89,10 @@ def _run(entry: EntryPoint, argv: list[str]) -> int:
     try:
         return int(command(argv) or 0)
     except SettingsError as error:
-        print(f"steadyhand {entry.name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except (UserError, ArtifactError) as error:
-        print(f"steadyhand {entry.name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -84,7 +100,8 @@ def _run(entry: EntryPoint, argv: list[str]) -> int:
 
 def _listing(commands: dict[str, EntryPoint]) -> str:
     known = [n for n in ORDER if n in commands] + sorted(set(commands) - set(ORDER))
-    return "\n".join(f"  {name:<10}{_summary(commands[name])}" for name in known)
+    width = max(map(len, known), default=0) + 2
+    return "\n".join(f"  {name:<{width}}{_summary(commands[name])}" for name in known)
 
 
 def _summary(entry: EntryPoint) -> str:
@@ -117,4 +134,7 @@ def _installed(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Under this name a second copy of the module runs, whose errors nobody else raises.
+    from steadyhand_models import cli
+
+    sys.exit(cli.main())

@@ -1,9 +1,11 @@
-"""Augmentation: random shifts of prepared frames."""
+"""Augmentation: random shifts of prepared frames, on arrays and on tensors."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 U8 = npt.NDArray[np.uint8]
 
@@ -38,3 +40,15 @@ def steady_offsets(rows: npt.NDArray[np.int64], copies: int, cameras: int, most_
         word ^= word >> np.uint64(31)
     drawn = (word % np.uint64(2 * most_px + 1)).astype(np.int64) - most_px
     return drawn.reshape(len(rows), copies, cameras, 2)
+
+
+def shift_pictures(frames: Tensor, offset_px: Tensor) -> Tensor:
+    """What `shift` does, on tensors: frames (B, C, H, W, 3) uint8 moved by offset_px (B, C, 2) on their device."""
+    batch, cameras, height, width, colours = frames.shape
+    down = (torch.arange(height, device=frames.device) - offset_px[..., :1]).clamp(0, height - 1)
+    right = (torch.arange(width, device=frames.device) - offset_px[..., 1:]).clamp(0, width - 1)
+    # Whole rows first: one index then moves a row of pixels instead of one.
+    picture = torch.arange(batch * cameras, device=frames.device)[:, None] * height
+    rows = frames.reshape(-1, width, colours)[(picture + down.flatten(0, 1)).flatten()]
+    place = right.flatten(0, 1).repeat_interleave(height, 0)[..., None].expand(-1, -1, colours)
+    return rows.gather(1, place).view(frames.shape)

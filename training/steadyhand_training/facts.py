@@ -22,6 +22,7 @@ from steadyhand_models.registry import Registry
 from steadyhand_training.journal import Counts, Journal, Kind
 from steadyhand_training.metrics import read_json_lines
 from steadyhand_training.run_folder import RunFolder
+from steadyhand_training.versions import VersionBook
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -181,6 +182,23 @@ class RunFacts:
     def duration_s(self) -> float:
         """From the first recorded step to the last."""
         return (max(e.end_ns for e in self.episodes) - self.begin_ns) / NS if self.episodes else 0.0
+
+    @property
+    def by_truth(self) -> bool:
+        """Whether ground truth judged the policy's episodes."""
+        return any(e.true_success is not None for e in self.policy_episodes)
+
+    def book(self, by_truth: bool) -> VersionBook:
+        """The policy versions as their autonomous episodes show them, by ground truth or by people's verdicts."""
+        book = VersionBook()
+        for manifest in self.published[Channel.POLICY.value]:
+            if "rolled_back_at" in manifest.metrics:
+                book.rolled_back(manifest.version, manifest.parent)
+        for episode in self.policy_episodes:
+            said = {"success": True, "failure": False}.get(episode.verdict)
+            success = episode.true_success if by_truth else said
+            book.judge(episode.number, episode.policy_version if episode.alone else 0, success)
+        return book
 
     def minutes(self, stamp_ns: int) -> float:
         return (stamp_ns - self.begin_ns) / NS / 60.0

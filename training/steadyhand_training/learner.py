@@ -1,14 +1,15 @@
-"""The learner: pretrains the encoder on demonstrations, freezes it, then improves the policy on cached features."""
+"""The learner: clones demonstrations, then improves the policy on replay, and says when something is wrong."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +22,19 @@ from steadyhand_models.messages import Channel
 from steadyhand_models.nets import export
 from steadyhand_models.nets.actor_critic import Policy
 from steadyhand_models.nets.export import ExportError
-from steadyhand_training.augment import random_shift, shift, steady_offsets
-from steadyhand_training.config import LearnerSettings
-from steadyhand_training.replay import Batch, Replay
-from steadyhand_training.sac import VALUE_HI, Sac, Transitions
+from steadyhand_training.algorithm import Sight, Transitions, named_weights, write_weights
+from steadyhand_training.augment import random_shift
+from steadyhand_training.brains import Plan, calibrate_gripper
+from steadyhand_training.compute import pick
+from steadyhand_training.config import Algorithm, Encoders, LearnerSettings
+from steadyhand_training.gripper_critic import margin_loss, same_effect
+from steadyhand_training.replay import SOURCES, Replay
+from steadyhand_training.watch import RewardForm, Warning_, Watch
 
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[float, str], None]  # share done 0..1, what is being done
 
 CHECK_EVERY = 50  # updates between looks at the metrics: reading a tensor stalls, and NaN cannot hide for long
-ENCODE_ROWS = 64
 GOLDEN_SAMPLES = 4
 MAX_RESTORES = 3
 
@@ -43,48 +47,71 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be continued from; the message says why."""
 
 
-class Learner:
-    """Policy, critics and the cache of encoded frames. Everything random is drawn from `seed`; state is saved whole."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A learner's whole state at one moment, apart from it: a thread may write it while learning goes on."""
 
-    def __init__(self, contract: Contract, replay: Replay, settings: LearnerSettings, seed: int) -> None:
+    state: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        """Write to a file, aside and renamed."""
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        with aside.open("wb") as file:
+            torch.save(self.state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+
+class Learner:
+    """Policy, algorithm, and how both see replay. Everything random is drawn from `seed`; state is saved whole."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        replay: Replay,
+        settings: LearnerSettings,
+        seed: int,
+        form: RewardForm = RewardForm.SUCCESS,
+    ) -> None:
+        """Raises BackboneError when a pretrained encoder has no weights, ValueError when settings do not fit."""
         torch.manual_seed(seed)  # the networks' initial weights
         self.contract = contract
         self.replay = replay
         self.settings = settings
-        self.policy = Policy(contract, settings.features_per_camera, settings.hidden)
-        self.sac = self._new_sac(seed)
+        self.device = pick(settings.device)
+        self._plan = Plan(contract, settings, form)
+        self.policy = self._plan.policy().to(self.device)
+        self.algorithm = self._plan.algorithm(self.policy, seed)
         self.updates = 0
         self.pretrained = False
         self.restores = 0
         self.metrics: dict[str, float] = {}
+        self.watch = Watch(self.algorithm.bounds, actions=len(contract.action))
         self._newest: dict[str, Tensor] = {}
         self._random = np.random.default_rng(seed)
         self._seed = seed
         self._exporter = export.Exporter()
-        self._good = self.sac.state_dict()
-        self._features = torch.zeros(0, 1 + settings.shifted_copies, self.policy.encoder.features)
-        self._states = torch.zeros(0, len(contract.state))
-        self._encoded = np.zeros(0, np.bool_)
+        self._good = self.algorithm.state_dict()
+        self._sights = self._plan.sights(self.policy, replay)
 
     # -- before learning ------------------------------------------------------------------------------------------
 
     def pretrain(self, progress: Progress | None = None) -> dict[str, float]:
-        """Behaviour cloning of encoder and actor on every guided row, then warm-up of the critics on cached features.
+        """Behaviour cloning of encoder and actor on every guided row, then warm-up of the critics.
 
-        The encoder is frozen afterwards. Raises ValueError without demonstrations.
+        A frozen encoder learns nothing afterwards. Raises ValueError without demonstrations.
         """
         report = progress or (lambda share, what: None)
         loss = self._clone(report)
-        self.policy.encoder.requires_grad_(False)
-        self.sac = self._new_sac(self._seed)
+        if self.settings.sight is Encoders.FROZEN:
+            self.policy.encoder.requires_grad_(False)
+        self.algorithm = self._plan.algorithm(self.policy, self._seed)
         self.pretrained = True
-        self._encoded[:] = False
+        self._sights.forget()
         self.observe(np.arange(self.replay.size))
-        for i in range(self.settings.warmup_updates if self.replay.transitions else 0):
-            self.sac.update(self._transitions(self._sample()), act=False, bc_weight=0.0)
-            if i % CHECK_EVERY == 0:
-                report(0.9 + 0.1 * i / self.settings.warmup_updates, "critic warm-up")
-        self._good = self.sac.state_dict()
+        self._warm_up(report)
+        self._good = self.algorithm.state_dict()
         report(1.0, "pretrained")
         return {"bc_loss": loss}
 
@@ -92,18 +119,16 @@ class Learner:
         rows = self.replay.guided_rows()
         if not len(rows):
             raise ValueError("pretraining needs demonstrations; replay has none")
+        calibrate_gripper(
+            self.policy, self._tensor(self.replay.state[rows]), self._tensor(self.replay.executed[rows, -1])
+        )
         count = self.settings.pretrain_batches
-        optimiser = torch.optim.Adam(self.policy.parameters(), self.settings.pretrain_learning_rate, fused=True)
+        learned = [weight for weight in self.policy.parameters() if weight.requires_grad]
+        optimiser = torch.optim.Adam(learned, self.settings.pretrain_learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, count)
-        smooth = torch.zeros(())
+        smooth = torch.zeros((), device=self.device)
         for i in range(count):
-            chosen = self._random.choice(rows, self.settings.pretrain_batch)
-            frames = random_shift(self.replay.frames[chosen], self.settings.shift_px, self._random)
-            state = torch.from_numpy(self.replay.state[chosen])
-            action = torch.from_numpy(self.replay.executed[chosen])
-            # Noise of zero: cloning trains the mean; the spread is SAC's business.
-            apart = self.policy(torch.from_numpy(frames), state, torch.zeros_like(action)) - action
-            loss = apart.square().mean()
+            loss = self._cloning_loss(self._random.choice(rows, self.settings.pretrain_batch))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -111,17 +136,40 @@ class Learner:
             smooth = torch.lerp(loss.detach(), smooth, 0.98 if i else 0.0)
             if i % CHECK_EVERY == 0:
                 report(0.9 * i / count, f"behaviour cloning, loss {smooth.item():.4f}")
+        optimiser.zero_grad(set_to_none=True)  # the critics' optimiser must not find gradients of cloning
         return smooth.item()
+
+    def _cloning_loss(self, rows: I64) -> Tensor:
+        """Squared error of the mean action, as its spread is the algorithm's business; a discrete gripper's margin."""
+        frames = random_shift(self.replay.frames[rows], self.settings.shift_px, self._random)
+        state, action = (self._tensor(values[rows]) for values in (self.replay.state, self.replay.executed))
+        observation = self.policy.observe(self._tensor(frames), state)
+        gripper = self.policy.gripper
+        moves = action if gripper is None else action[:, :-1]
+        mean = self.policy.actor.act(observation, torch.zeros_like(moves))  # type: ignore[operator]
+        loss: Tensor = (mean - moves).square().mean()
+        if gripper is None:
+            return loss
+        same = same_effect(gripper, observation, action[:, -1])
+        return loss + margin_loss(gripper(observation), same, self.settings.gripper_critic.margin).mean()
+
+    def _warm_up(self, report: Progress) -> None:
+        drqv2 = self.settings.algorithm is Algorithm.DRQV2
+        count = self.settings.drqv2.warmup_updates if drqv2 else self.settings.warmup_updates
+        for i in range(count if self.replay.transitions else 0):
+            self.algorithm.warm_up(self._batch())
+            if i % CHECK_EVERY == 0:
+                report(0.9 + 0.1 * i / count, "critic warm-up")
 
     # -- learning -------------------------------------------------------------------------------------------------
 
     def observe(self, rows: I64) -> None:
-        """Encode rows (N,) once, plain and in their shifted copies; nothing to do before the encoder is frozen."""
+        """Take notice of rows (N,) that have arrived; with a frozen encoder they are encoded once, here."""
         if not self.pretrained or not len(rows):
             return
-        self._fit_cache()
-        for start in range(0, len(rows), ENCODE_ROWS):
-            self._encode(rows[start : start + ENCODE_ROWS])
+        self._sights.observe(rows)
+        for row in rows[self.replay.has_action[rows]]:
+            self.watch.acted(SOURCES[self.replay.source[row]], self.replay.executed[row, :-1])
 
     @property
     def ready(self) -> bool:
@@ -133,8 +181,8 @@ class Learner:
 
         Raises Diverged when weights stop being finite again and again; a first time is mended from the last good ones.
         """
-        act = self.updates % self.settings.actor_every == 0
-        self._newest |= self.sac.update(self._transitions(self._sample()), act, self.bc_weight)
+        act = self.settings.algorithm is Algorithm.DRQV2 or self.updates % self.settings.actor_every == 0
+        self._newest |= self.algorithm.update(self._batch(), act, self.bc_weight)
         self.updates += 1
         if self.updates % CHECK_EVERY == 0:
             self._look(self._newest)
@@ -150,91 +198,68 @@ class Learner:
     @property
     def q_bound(self) -> float:
         """The largest value that the reward makes possible."""
-        return VALUE_HI
+        return self.algorithm.bounds.hi
+
+    def warnings(self) -> tuple[Warning_, ...]:
+        """What is wrong with learning now, in words."""
+        self.watch.refused({reason.value: count for reason, count in self.replay.refused.items()})
+        return self.watch.warnings()
 
     def _look(self, newest: dict[str, Tensor]) -> None:
         metrics = {name: value.item() for name, value in newest.items()}
         if not all(map(np.isfinite, metrics.values())) or not self._is_finite():
             self.restores += 1
+            self.watch.restored(self.restores)
             if self.restores > MAX_RESTORES:
                 raise Diverged(f"learning diverged {self.restores} times by update {self.updates}: {metrics}")
             self._return_to_good()
             return
-        self._good = self.sac.state_dict()
+        self._good = self.algorithm.state_dict()
+        self.watch.bounds = self.algorithm.bounds  # an entropy backup widens them with the temperature
+        self.watch.look(metrics)
         self.metrics = self.metrics | metrics | {"bc_weight": self.bc_weight, "restores": float(self.restores)}
 
     def _is_finite(self) -> bool:
-        return all(bool(torch.isfinite(value).all()) for value in self.sac.networks().values())
+        return all(bool(torch.isfinite(value).all()) for value in self.algorithm.networks().values())
 
     def _return_to_good(self) -> None:
-        random = self.sac.random.get_state()
-        self.sac.load_state_dict(self._good)
+        random = self.algorithm.random.get_state()
+        self.algorithm.load_state_dict(self._good)
         # The same noise again could lead to the same end.
-        self.sac.random.set_state(random)
+        self.algorithm.random.set_state(random)
 
-    def _new_sac(self, seed: int) -> Sac:
-        inputs = self.policy.encoder.features + len(self.contract.state)
-        return Sac(self.policy.actor, inputs, len(self.contract.action), self.settings, seed)
-
-    def _sample(self) -> Batch:
-        batch = self.replay.sample(self.settings.batch, self._random)
-        wanted = np.concatenate([batch.rows, batch.next_rows])
-        fresh = wanted[~self._is_encoded(wanted)]
-        if len(fresh):
-            self.observe(np.unique(fresh))
-        return batch
-
-    def _transitions(self, batch: Batch) -> Transitions:
+    def _batch(self) -> Transitions:
+        s = self.settings
+        drqv2 = s.algorithm is Algorithm.DRQV2
+        count, n_step = (s.drqv2.batch, s.drqv2.n_step) if drqv2 else (s.batch, 1)
+        batch = self.replay.sample(count, self._random, n_step, s.discount)
         return Transitions(
-            observation=self._observation(batch.rows),
-            action=torch.from_numpy(batch.action),
-            executed=torch.from_numpy(batch.executed),
-            reward=torch.from_numpy(batch.reward),
-            discount_mask=torch.from_numpy(batch.discount_mask),
-            next_observation=self._observation(batch.next_rows),
-            guided=torch.from_numpy(batch.guided.astype(np.float32)),
+            now=self._sight(batch.rows),
+            action=self._tensor(batch.action),
+            executed=self._tensor(batch.executed),
+            reward=self._tensor(batch.reward),
+            discount=self._tensor(batch.discount),
+            next=self._sight(batch.next_rows),
+            guided=self._tensor(batch.guided.astype(np.float32)),
         )
 
-    def _observation(self, rows: I64) -> Tensor:
-        """Observations (B, O): of each row the plain frames or one of the shifted copies, drawn anew every time."""
-        copies = torch.from_numpy(self._random.integers(0, self._features.shape[1], len(rows)))
-        index = torch.from_numpy(rows)
-        return torch.cat([self._features[index, copies], self._states[index]], dim=-1)
+    def _sight(self, rows: I64) -> Sight:
+        seen = self._sights.of(rows, self._random)
+        return Sight(seen.view.to(self.device), seen.state.to(self.device))
 
-    # -- encoded frames -------------------------------------------------------------------------------------------
-
-    def _is_encoded(self, rows: I64) -> npt.NDArray[np.bool_]:
-        known = rows < len(self._encoded)
-        known[known] = self._encoded[rows[known]]
-        return known
-
-    def _fit_cache(self) -> None:
-        """Grow the cache with the replay's arrays."""
-        old, new = len(self._encoded), len(self.replay.seq)
-        if new > old:
-            self._features = torch.cat([self._features, torch.zeros(new - old, *self._features.shape[1:])])
-            self._states = torch.cat([self._states, torch.zeros(new - old, self._states.shape[1])])
-            self._encoded = np.concatenate([self._encoded, np.zeros(new - old, np.bool_)])
-
-    @torch.inference_mode()
-    def _encode(self, rows: I64) -> None:
-        frames = self.replay.frames[rows]
-        offsets = steady_offsets(rows, self.settings.shifted_copies, frames.shape[1], self.settings.shift_px)
-        views = [frames, *(shift(frames, offsets[:, i]) for i in range(self.settings.shifted_copies))]
-        index = torch.from_numpy(rows)
-        for i, view in enumerate(views):
-            self._features[index, i] = self.policy.encoder(torch.from_numpy(view))
-        self._states[index] = self.policy.normalise(torch.from_numpy(self.replay.state[rows]))
-        self._encoded[rows] = True
+    def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
 
     # -- what leaves the learner ----------------------------------------------------------------------------------
 
+    @property
+    def bytes_per_step(self) -> int:
+        """What one recorded step takes in memory, in replay and as the encoder's output."""
+        return self.replay.bytes_per_step + self._sights.bytes_per_row
+
     def published(self) -> Policy:
-        """What a robot should run now: the encoder with the actor's running average."""
-        policy = copy.copy(self.policy)
-        # A table of its own: the copy shares everything but the actor with the policy that is being trained.
-        policy._modules = self.policy._modules | {"actor": self.sac.average}
-        return policy
+        """What a robot should run now: running averages in place of what single updates swing about."""
+        return self._plan.published(self.policy, self.algorithm.average)
 
     def artifact(self, version: int, parent: int) -> Artifact:
         """The present policy as an artifact, its parity with torch checked. Raises ExportError."""
@@ -262,36 +287,38 @@ class Learner:
         # Of the first episodes: the same for every version, so that versions can be compared.
         return np.linspace(0, min(self.replay.size, 256) - 1, GOLDEN_SAMPLES).astype(np.int64)
 
+    def snapshot(self) -> Snapshot:
+        """A copy of everything that an exact resume needs; takes milliseconds."""
+        # What the algorithm does not hold is copied here: a frozen encoder, or the stem below a learned head.
+        fixed = {name: value.clone() for name, value in self._fixed().items()}
+        return Snapshot(
+            {
+                "contract": self.contract.hash,
+                "encoder": fixed,
+                "algorithm": self.algorithm.state_dict(),
+                "updates": self.updates,
+                "pretrained": self.pretrained,
+                "restores": self.restores,
+                "metrics": dict(self.metrics),
+                "random": json.dumps(self._random.bit_generator.state),
+            }
+        )
+
     def save(self, path: Path) -> None:
         """Write everything that an exact resume needs, aside and renamed."""
-        state = {
-            "contract": self.contract.hash,
-            "encoder": self.policy.encoder.state_dict(),
-            "sac": self.sac.state_dict(),
-            "updates": self.updates,
-            "pretrained": self.pretrained,
-            "restores": self.restores,
-            "metrics": self.metrics,
-            "random": json.dumps(self._random.bit_generator.state),
-        }
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with aside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        self.snapshot().write(path)
 
     def load(self, path: Path) -> None:
         """Continue from what `save` wrote, with a replay refilled in the same order. Raises CheckpointError."""
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location="cpu")
         except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from None
         if state.get("contract") != self.contract.hash:
             raise CheckpointError(f"{path}: made for contract {state.get('contract')}, not {self.contract.hash}")
         try:
-            self.policy.encoder.load_state_dict(state["encoder"])
-            self.sac.load_state_dict(state["sac"])
+            write_weights(self._fixed(), state["encoder"])
+            self.algorithm.load_state_dict(state["algorithm"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: made with other learner settings: {error}") from None
         self.updates = state["updates"]
@@ -299,7 +326,12 @@ class Learner:
         self.metrics = state["metrics"]
         self.pretrained = state["pretrained"]
         self._random.bit_generator.state = json.loads(state["random"])
-        self.policy.encoder.requires_grad_(not self.pretrained)
-        self._good = self.sac.state_dict()
-        self._encoded[:] = False
+        if self.settings.sight is Encoders.FROZEN:
+            self.policy.encoder.requires_grad_(not self.pretrained)
+        self._good = self.algorithm.state_dict()
+        self._sights.forget()
         self.observe(np.arange(self.replay.size))
+
+    def _fixed(self) -> dict[str, Tensor]:
+        """The encoder's weights, by name."""
+        return named_weights({"encoder": self.policy.encoder})

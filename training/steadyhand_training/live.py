@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rich.table import Table
 
 from steadyhand_models.messages import ControlStatus, Mode, TrainerStatus, Truth
+from steadyhand_training.status import WARNING
 
 NS = 1_000_000_000
 RECENT = 20
@@ -138,13 +139,43 @@ def rows(tally: LiveTally, now_ns: int, left_s: float) -> list[tuple[str, str]]:
         found += [
             ("trainer", f"{trainer.phase}  {trainer.message}{silent}"),
             ("learning", f"{trainer.updates} updates, {trainer.updates_per_s:.0f}/s, {trainer.utd_ratio:.1f} per step"),
+            ("values", f"expected {trainer.critic_q:.2f} of at most {trainer.q_bound:.2f}"),
+            *_versions(measured(trainer)),
             (
                 "labels",
                 f"{trainer.labels}, {trainer.flags} flags; {trainer.promotions} promotions, "
                 f"{trainer.rejections} rejections",
             ),
+            *(("warning", sentence) for sentence in warnings(trainer)),
         ]
     return found
+
+
+def measured(trainer: TrainerStatus) -> dict[str, float]:
+    """The numbers that a status carries by name."""
+    found = {}
+    for pair in trainer.metrics:
+        name, _, value = pair.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            continue
+    return found
+
+
+def warnings(trainer: TrainerStatus) -> list[str]:
+    """The sentences that a status carries for its operator."""
+    return [pair.partition("=")[2] for pair in trainer.metrics if pair.startswith(f"{WARNING}=")]
+
+
+def _versions(found: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The best policy by verdicts, once one is known."""
+    if "best_version" not in found:
+        return []
+    interval = f"{percent(found.get('best_lo'))} to {percent(found.get('best_hi'))}"
+    newest = f"; the newest {percent(found['recent_success'])}" if "recent_success" in found else ""
+    best = f"v{found['best_version']:.0f}: {percent(found.get('best_success'))} alone by verdicts ({interval}){newest}"
+    return [("best policy", best)]
 
 
 def table(tally: LiveTally, now_ns: int, left_s: float, title: str) -> Table:

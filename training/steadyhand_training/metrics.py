@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+TAIL_BYTES = 64 << 10
 Z_95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
 
 
@@ -39,6 +41,25 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(row, dict):
                 yield row
+
+
+def last_json_line(path: Path, kind: str) -> dict[str, Any] | None:
+    """The newest object of a kind near a growing file's end; None when there is none, or no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    for text in reversed(lines):
+        try:
+            row = json.loads(text)
+        except ValueError:  # cut off at either end
+            continue
+        if isinstance(row, dict) and row.get("kind") == kind:
+            return row
+    return None
 
 
 def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:

@@ -32,10 +32,11 @@ def render(facts: RunFacts, summary: dict[str, Any], video: Video | None) -> str
         _section("Learning curve", _if(facts.policy_episodes, lambda: plots.learning_curve(facts))),
         _section("Takeovers", _if(facts.policy_episodes, lambda: plots.takeover_rate(facts))),
         _section("Classifier against ground truth", _classifier(facts)),
+        _section("Policy versions", _standing(facts, summary)),
         _section("Video", _video(video)),
         _section("Versions and swaps", _versions(facts, summary) + _swaps(facts)),
         _section("Ticks", _ticks(facts)),
-        _section("Learning speed", _if(_statuses(facts), lambda: plots.updates(facts))),
+        _section("Learning", _if(_statuses(facts), lambda: _learning(facts, summary))),
         _section("Evaluation", _evaluations(summary)),
         _section("Records", _records(summary)),
         _section("Episodes", _episodes(facts)),
@@ -89,6 +90,31 @@ def _classifier(facts: RunFacts) -> str:
     head = ("version", "episodes", "false successes", "missed", "frames", "frames false +", "frames false −")
     drawing = plots.classifier_quality(facts) if any(q.episodes for q in facts.quality) else ""
     return drawing + _table(head, rows)
+
+
+def _standing(facts: RunFacts, summary: dict[str, Any]) -> str:
+    words = {"truth": "ground truth", "verdict": "people's verdicts"}
+    lines = []
+    for name, found in summary["best"].items():
+        if found is None:
+            continue
+        lo, hi = found["interval"]
+        text = f"Best by {words[name]}: v{found['version']}, {percent(found['success'])} alone ({percent(lo)} to "
+        text += f"{percent(hi)}); the newest {percent(found['newest_success'])}."
+        lines.append(f"{text} {found['fall']}." if found["fall"] else text)
+    drawing = plots.versions(facts) if lines else ""
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines) + drawing
+
+
+def _learning(facts: RunFacts, summary: dict[str, Any]) -> str:
+    learning = summary["learning"]
+    figures = (
+        f"{learning.get('updates', 0)} updates, {learning.get('utd_ratio', 0.0):.2f} per recorded step; values at the "
+        f"end {learning.get('critic_q', 0.0):.2f} of at most {learning.get('q_bound', 0.0):.2f}"
+    )
+    warned = [(f"{w['time_s'] / 60:.1f}", w["warning"]) for w in learning["warnings"]]
+    table = _table(("minute", "warning"), warned) if warned else ""
+    return f"<p>{html.escape(figures)}</p>{table}{plots.updates(facts)}{plots.values(facts)}"
 
 
 def _video(video: Video | None) -> str:

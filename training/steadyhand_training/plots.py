@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -11,6 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steadyhand_training.facts import RunFacts, moving
+
+if TYPE_CHECKING:
+    from steadyhand_training.lab_results import LineResult
 
 matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "axes.grid": True, "grid.alpha": 0.3})
 
@@ -92,6 +97,62 @@ def updates(facts: RunFacts) -> str:
     axes.plot(at, [r.get("updates_per_s", 0.0) for r in rows], color=BLUE, lw=1.2, label="updates per second")
     _finish(axes, "minutes", "updates/s")
     return _svg(figure)
+
+
+def values(facts: RunFacts) -> str:
+    """What the critics expect, against the most that can be earned."""
+    figure, axes = _figure(height_in=2.4)
+    rows = [r for r in facts.metrics if r.get("kind") == "status" and r.get("updates")]
+    at = [facts.minutes(int(r["stamp_ns"])) for r in rows]
+    axes.plot(at, [r.get("critic_q", 0.0) for r in rows], color=BLUE, lw=1.2, label="mean of the critics")
+    axes.plot(at, [r.get("q_bound", 0.0) for r in rows], color=RED, ls="--", lw=1.2, label="the most there is to earn")
+    _finish(axes, "minutes", "value")
+    return _svg(figure)
+
+
+def versions(facts: RunFacts) -> str:
+    """Success of the policy versions with what their neighbours lend them, and a 95% credible band."""
+    figure, axes = _figure()
+    book = facts.book(facts.by_truth)
+    standings = [book.standing(version) for version in book.counts]
+    at, bands = [s.version for s in standings], [s.interval() for s in standings]
+    judge = "ground truth" if facts.by_truth else "people's verdicts"
+    axes.plot(at, [s.rate for s in standings], color=BLUE, lw=2.0, label=f"success alone by {judge}")
+    axes.fill_between(at, [lo for lo, _ in bands], [hi for _, hi in bands], color=BLUE, alpha=0.15, lw=0)
+    if book.best is not None:
+        axes.axvline(book.best.version, color=GREEN, ls="--", lw=1.4, label=f"best: v{book.best.version}")
+    axes.set_ylim(-0.03, 1.03)
+    _finish(axes, "policy version", "success alone")
+    return _svg(figure)
+
+
+def learning_lines(results: Sequence[LineResult]) -> bytes:
+    """PNG of success against steps: each line's mean with its interval, its seeds thin behind it."""
+    figure, axes = _figure(height_in=4.4)
+    furthest = max(p.steps for r in results for t in r.trials for p in t.points)
+    for colour, result in zip(itertools.cycle((BLUE, ORANGE, GREEN, RED, GREY)), results):
+        curve = result.curve
+        if len(curve) == 1:  # cloned once: a level, not a course
+            axes.axhline(curve[0].rate, color=colour, ls="--", lw=1.8, label=_label(result))
+            axes.axhspan(curve[0].lo, curve[0].hi, color=colour, alpha=0.12, lw=0)
+            continue
+        for trial in result.trials:
+            at = [p.steps for p in trial.points]
+            axes.plot(at, [p.successes / p.episodes for p in trial.points], color=colour, lw=0.7, alpha=0.5)
+        at_mean = [place.steps for place in curve]
+        axes.plot(at_mean, [place.rate for place in curve], color=colour, lw=2.2, label=_label(result))
+        axes.fill_between(at_mean, [p.lo for p in curve], [p.hi for p in curve], color=colour, alpha=0.15, lw=0)
+    axes.set_xlim(0, furthest)
+    axes.set_ylim(-0.03, 1.03)
+    _finish(axes, "steps of the robot", "success alone, by ground truth")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _label(result: LineResult) -> str:
+    seeds = len(result.trials)
+    return f"{result.title} ({seeds} seed{'s' if seeds > 1 else ''})"
 
 
 def success_rate(evaluation: dict[str, object]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from steadyhand_models.artifact import Artifact
 from steadyhand_models.messages import Channel, Swap
 from steadyhand_models.registry import Registry
 from steadyhand_training import log
+from steadyhand_training.versions import OnFall, VersionSettings
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class PublishSettings:
     policy_every_s: Annotated[float, Field(gt=0)] = 10.0
     least_updates: Annotated[int, Field(ge=0)] = 100
     in_flight_s: Annotated[float, Field(gt=0)] = 10.0  # a robot that has not answered by then no longer holds back
+    on_fall: OnFall = OnFall.REPORT  # of autonomous success, by the verdicts of people
+    hold_updates: Annotated[int, Field(ge=0)] = 3000  # after a roll-back; 500 steps at the default ratio
+    versions: VersionSettings = field(default_factory=VersionSettings)
 
 
 class Schedule:

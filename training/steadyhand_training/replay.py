@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,7 @@ GUIDED = (SOURCES.index(Source.DEMONSTRATION), SOURCES.index(Source.TAKEOVER))
 FIRST_ROWS = 1024
 GROWTH = 1.5
 NO_ROW = -1
+RANGE = 1.001  # the contract's action range, with room for rounding
 ARRAYS = (
     "frames",
     "state",
@@ -39,20 +42,38 @@ ARRAYS = (
 )
 
 
+class Refusal(str, enum.Enum):
+    """Why a person's action was not learned from; the values are read by people."""
+
+    NOT_FINITE = "not finite"
+    OUT_OF_RANGE = "beyond the contract's range"
+    ZERO = "zero although the arm was taken over"
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What replay keeps in memory."""
+
+    steps: int
+    bytes_per_step: int
+    bytes_used: int  # by the steps held
+    bytes_reserved: int  # by the arrays, which grow ahead of them
+
+
 class ReplayFull(RuntimeError):
     """No room for another step; the message names the setting."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B transitions by row. `discount_mask` is 0 where the transition is terminal, 1 where it is bootstrapped."""
+    """B transitions by row. `discount` is that of the value at `next_rows`: 0 where nothing comes after."""
 
     rows: I64
     next_rows: I64
     action: F32  # (B, A) what to judge: the proposed action, the executed one, or one between them
     executed: F32  # (B, A) what to imitate
-    reward: F32  # (B,)
-    discount_mask: F32  # (B,)
+    reward: F32  # (B,) discounted and summed over the steps up to `next_rows`
+    discount: F32  # (B,)
     guided: Bool  # (B,) the action was a person's, and worth imitating
 
 
@@ -70,6 +91,7 @@ class Replay:
         self._episode_rows: dict[int, list[int]] = {}
         self._ended: dict[int, EndReason] = {}
         self._failed: list[int] = []
+        self.refused: Counter[Refusal] = Counter()  # actions of people that cannot be right; their frames are kept
         self._pools: tuple[I64, I64] | None = None
         rows = min(FIRST_ROWS, capacity)
         self.frames = np.zeros((rows, *contract.frames_shape), np.uint8)
@@ -91,6 +113,7 @@ class Replay:
     def append(self, step: Step) -> int:
         """Store one step and return its row. Steps of an episode come in order; a gap breaks the link, not the episode.
 
+        An action of a person that cannot be right is counted in `refused` and left out: a row without an action.
         Raises ValueError for a step of another contract, or one that repeats or goes back within its episode, or
         continues an ended one; ReplayFull at capacity.
         """
@@ -140,22 +163,52 @@ class Replay:
         self.usable[acted] = outcome.usable & self.has_action[acted] & (self.next_row[acted] != NO_ROW)
         self._pools = None
 
-    def sample(self, batch: int, rng: np.random.Generator) -> Batch:
-        """B transitions: half from guided ones, half from everything. Raises ValueError when there are none."""
+    @property
+    def bytes_per_step(self) -> int:
+        """What one more step costs: every array's share of a row."""
+        arrays = (getattr(self, name) for name in ARRAYS)
+        return sum(int(np.prod(array.shape[1:])) * array.itemsize for array in arrays)
+
+    def memory_report(self) -> MemoryReport:
+        each = self.bytes_per_step
+        return MemoryReport(self.size, each, each * self.size, each * len(self.seq))
+
+    def sample(self, batch: int, rng: np.random.Generator, n_step: int = 1, discount: float = 1.0) -> Batch:
+        """B transitions over up to n steps: half from guided ones, half from everything.
+
+        Raises ValueError when there are none.
+        """
         guided, everything = self._transition_pools()
         if not len(everything):
             raise ValueError("replay has no transition to sample yet")
         half = batch // 2 if len(guided) else 0
         rows = np.concatenate([_draw(guided, half, rng), _draw(everything, batch - half, rng)])
+        next_rows, reward, left = self._ahead(rows, n_step, discount)
         return Batch(
             rows=rows,
-            next_rows=self.next_row[rows],
+            next_rows=next_rows,
             action=self._action(rows, rng),
             executed=self.executed[rows],
-            reward=self.reward[rows],
-            discount_mask=1.0 - self.terminal[rows].astype(np.float32),
+            reward=reward,
+            discount=left,
             guided=np.isin(rows, guided),
         )
+
+    def _ahead(self, rows: I64, n_step: int, discount: float) -> tuple[I64, F32, F32]:
+        """From each row up to n steps on: the row reached, the rewards on the way, and the discount of what follows.
+
+        The way ends early at a terminal, which leaves a discount of 0, and at the last row of an episode, at a gap and
+        where no outcome is known yet, all of which are bootstrapped.
+        """
+        last, reward = rows, self.reward[rows]
+        left = np.full(len(rows), discount, np.float32)
+        for _ in range(n_step - 1):
+            after = self.next_row[last]
+            on = ~self.terminal[last] & self.usable[after]
+            reward = reward + np.where(on, left * self.reward[after], np.float32(0.0))
+            left = np.where(on, left * np.float32(discount), left)
+            last = np.where(on, after, last)
+        return self.next_row[last], reward, left * ~self.terminal[last]
 
     def _action(self, rows: I64, rng: np.random.Generator) -> F32:
         """One of the actions (B, A) that would have done what was done.
@@ -195,7 +248,11 @@ class Replay:
         if not np.isfinite(step.state).all():
             raise ValueError(f"{where}: state is not finite")
         for name, action in (("executed", step.executed), ("proposed", step.proposed)):
-            if action is not None and (action.shape != (len(self.contract.action),) or not np.isfinite(action).all()):
+            if action is None:
+                continue
+            finite = bool(np.isfinite(action).all())
+            if action.shape != (len(self.contract.action),) or not finite:
+                self.refused[Refusal.NOT_FINITE] += not finite and SOURCES.index(step.source) in GUIDED
                 raise ValueError(f"{where}: {name} action {action} does not fit the contract")
         if step.episode in self._ended:
             raise ValueError(f"{where}: the episode has ended")
@@ -207,11 +264,12 @@ class Replay:
     def _write(self, row: int, step: Step) -> None:
         self.frames[row] = step.frames
         self.state[row] = step.state
-        if step.executed is not None:
+        acted = step.executed is not None and not self._refuse(step)
+        if acted and step.executed is not None:
             # A projection against the leash can exceed a full action; the actor cannot.
             self.executed[row] = np.clip(step.executed, -1.0, 1.0)
             self.proposed[row] = self.executed[row] if step.proposed is None else np.clip(step.proposed, -1.0, 1.0)
-        self.has_action[row] = step.executed is not None
+        self.has_action[row] = acted
         self.source[row] = SOURCES.index(step.source)
         self.stamp_ns[row] = step.stamp_ns
         self.episode[row] = step.episode
@@ -219,6 +277,23 @@ class Replay:
         self.policy_version[row] = step.policy_version
         self.classifier_version[row] = step.classifier_version
         self.next_row[row] = NO_ROW
+
+    def _refuse(self, step: Step) -> bool:
+        """Whether this is a person's action that no input device meant; counts why.
+
+        At rest a device still asks for the jaws as they are, so an action of zeros alone is a recording that lost it.
+        """
+        meant = step.proposed if step.proposed is not None else step.executed
+        if SOURCES.index(step.source) not in GUIDED or meant is None:
+            return False
+        reason = None
+        if np.abs(meant).max() > RANGE:
+            reason = Refusal.OUT_OF_RANGE
+        elif not meant.any() and (step.executed is None or not step.executed.any()):
+            reason = Refusal.ZERO
+        if reason is not None:
+            self.refused[reason] += 1
+        return reason is not None
 
     def _grow(self) -> None:
         rows = min(int(len(self.seq) * GROWTH), self.capacity)

@@ -14,6 +14,7 @@ from steadyhand_models.messages import SwapOutcome
 from steadyhand_training import page, plots, video
 from steadyhand_training.facts import EpisodeFacts, RunFacts, gather, label_counts, moving
 from steadyhand_training.run_folder import write_whole
+from steadyhand_training.versions import VersionBook
 
 _DESCRIPTION = """Write summary.json and report.html of a run, whole or broken off.
 
@@ -61,6 +62,7 @@ def summarise(facts: RunFacts) -> dict[str, Any]:
         "takeover_rate": _takeover_rate(facts.policy_episodes),
         "takeover_rate_last_20": _takeover_rate(facts.policy_episodes[-20:]),
         "versions": _versions(facts),
+        "best": {name: _best(facts.book(name == "truth")) for name in ("truth", "verdict")},
         "swaps": [_swap(facts, i) for i in range(len(facts.swaps))],
         "ticks": {name: _ticks(figures) for name, figures in facts.figures.items() if "ticks" in figures},
         "labels": _labels(facts),
@@ -128,6 +130,20 @@ def _versions(facts: RunFacts) -> dict[str, Any]:
     return counted
 
 
+def _best(book: VersionBook) -> dict[str, Any] | None:
+    """The best policy version and the newest one, by autonomous episodes."""
+    best, recent, fall = book.best, book.recent, book.fall
+    if best is None:
+        return None
+    return {
+        "version": best.version,
+        "success": best.rate,
+        "interval": best.interval(),
+        "newest_success": None if recent is None else recent.rate,
+        "fall": None if fall is None else str(fall),
+    }
+
+
 def _swap(facts: RunFacts, index: int) -> dict[str, Any]:
     swap = facts.swaps[index]
     return {
@@ -161,7 +177,17 @@ def _labels(facts: RunFacts) -> dict[str, Any]:
 
 def _learning(facts: RunFacts) -> dict[str, Any]:
     status = _last_status(facts)
-    return {k: status[k] for k in ("phase", "updates", "updates_per_s", "utd_ratio", "demonstrations") if k in status}
+    names = ("phase", "updates", "updates_per_s", "utd_ratio", "demonstrations", "critic_q", "q_bound")
+    return {**{k: status[k] for k in names if k in status}, "warnings": _warnings(facts)}
+
+
+def _warnings(facts: RunFacts) -> list[dict[str, Any]]:
+    """Every warning of learning once, with when it first came."""
+    first: dict[str, float] = {}
+    for row in facts.metrics:
+        for sentence in row.get("warnings", ()) if row.get("kind") == "status" else ():
+            first.setdefault(str(sentence), (int(row.get("stamp_ns", 0)) - facts.begin_ns) / 1e9)
+    return [{"time_s": time_s, "warning": sentence} for sentence, time_s in first.items()]
 
 
 def _plain(result: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def discards(self) -> Path:
+        """Episodes that were taken back."""
+        return self.root / "discarded.json"
+
+    @property
     def address(self) -> Path:
         """The addresses that a running trainer really got."""
         return self.root / "trainer.json"

@@ -1,36 +1,30 @@
 """Soft actor-critic with prior data: the update of RLPD (Ball et al. 2023) on encoded observations.
 
 Half of each batch comes from demonstrations and takeovers, critics are a LayerNorm ensemble, the target takes the
-minimum of a random subset and has no entropy term. Success ends an episode and pays 1, so targets stay within [0, 1].
+minimum of a random subset and has no entropy term unless asked for. Success ends an episode and pays 1, so targets stay
+within [0, 1]. Where the encoder still learns, the critics' loss teaches it and the actor reads it (DrQ, SERL).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from steadyhand_models.nets.actor_critic import Actor, Critics
+from steadyhand_models.nets.actor_critic import LOG_STD_LO, Actor, Critics
+from steadyhand_models.nets.gripper import GripperCritic
+from steadyhand_training.algorithm import Eye, Transitions, descend, follow, named_weights, pack, unpack
+from steadyhand_training.compute import Compute
 from steadyhand_training.config import LearnerSettings
+from steadyhand_training.constraint import HumanConstraint
+from steadyhand_training.gripper_critic import GripperLearner
+from steadyhand_training.watch import RewardForm, ValueBounds, value_bounds
 
-VALUE_LO, VALUE_HI = 0.0, 1.0
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """B transitions as tensors; observations are features and normalised state."""
-
-    observation: Tensor  # (B, O)
-    action: Tensor  # (B, A) what the critics judge
-    executed: Tensor  # (B, A) what the actor imitates
-    reward: Tensor  # (B,)
-    discount_mask: Tensor  # (B,)
-    next_observation: Tensor  # (B, O)
-    guided: Tensor  # (B,) 1.0 where a person acted
+SATURATED = 0.98  # an action beyond this is at its end
+WIDEST, NARROWEST = math.log(2.0), LOG_STD_LO + 0.5 * math.log(2.0 * math.pi * math.e)  # entropies of one dimension
 
 
 class Sac:
@@ -39,117 +33,176 @@ class Sac:
     The average is what a robot should run: single updates swing the actor between being quick and being sure.
     """
 
-    def __init__(self, actor: Actor, observation: int, actions: int, settings: LearnerSettings, seed: int) -> None:
+    def __init__(
+        self,
+        actor: Actor,
+        observation: int,
+        actions: int,
+        settings: LearnerSettings,
+        seed: int,
+        eye: Eye | None = None,
+        gripper: GripperCritic | None = None,
+        form: RewardForm = RewardForm.SUCCESS,
+    ) -> None:
+        """Of `actions` dimensions a gripper, where there is one, takes the last, and actor and critics the others."""
         self.settings = settings
+        self.form = form
+        self.compute = Compute(settings)
         self.actor = actor
-        self.average = copy.deepcopy(actor).requires_grad_(False)
-        self.critics = Critics(settings.critics, observation, actions, settings.hidden)
+        self.eye = eye if eye is not None else Eye()
+        self.moves = actions - (gripper is not None)
+        self.critics = Critics(settings.critics, observation, self.moves, settings.hidden)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
-        self.log_temperature = torch.tensor(settings.temperature).log().requires_grad_(True)
-        self.target_entropy = -actions / 2
+        self.gripper = GripperLearner(gripper, settings, form) if gripper is not None else None
+        self.constraint = HumanConstraint(observation, self.moves, settings) if settings.constraint.enabled else None
+        self.log_temperature = torch.tensor(settings.temperature).log().to(self.compute.device).requires_grad_(True)
+        self.target_entropy = -self.moves / 2
         self.random = torch.Generator().manual_seed(seed)
+        learned: dict[str, nn.Module] = {"eye": self.eye, "actor": actor}
+        if gripper is not None:
+            learned["gripper"] = gripper
+        self.learned = nn.ModuleDict(learned)
+        self.average = copy.deepcopy(self.learned).requires_grad_(False)
+        self._place()
+        self._bounds = value_bounds(form, settings.discount)
         self.critic_parameters = list(self.critics.parameters())
-        self.target_parameters = list(self.targets.parameters())
+        self.eye_parameters = list(self.eye.parameters())
         self.actor_parameters = list(actor.parameters())
-        self.average_parameters = list(self.average.parameters())
         rate = settings.learning_rate
-        self.critic_optimiser = torch.optim.Adam(self.critic_parameters, rate, fused=True)
+        self.critic_optimiser = torch.optim.Adam([*self.critic_parameters, *self.eye_parameters], rate, fused=True)
         self.actor_optimiser = torch.optim.Adam(self.actor_parameters, rate, fused=True)
         self.temperature_optimiser = torch.optim.Adam(
             [self.log_temperature], settings.temperature_learning_rate, fused=True
         )
 
+    def _place(self) -> None:
+        self.compute.prepare(self.eye, self.actor, self.critics, self.targets)
+        self.average.to(self.compute.device)
+        for part in (self.gripper, self.constraint):
+            if part is not None:
+                self.compute.prepare(*part.nets.values())
+        self._followed = [
+            (list(self.targets.parameters()), list(self.critics.parameters()), self.settings.target_rate),
+            (list(self.average.parameters()), list(self.learned.parameters()), self.settings.average_rate),
+        ]
+
     def update(self, batch: Transitions, act: bool, bc_weight: float) -> dict[str, Tensor]:
         """One gradient step of the critics and, with `act`, of actor and temperature. Metrics stay tensors."""
-        metrics = self.update_critics(batch)
-        if act:
-            metrics |= self.update_actor(batch, bc_weight)
-        with torch.no_grad():
-            follow(self.target_parameters, self.critic_parameters, self.settings.target_rate)
+        with self.compute.autocast():
+            seen, next_seen = self._look(batch)
+            metrics = self.update_critics(batch, seen, next_seen)
+            seen = seen.detach()
+            if self.constraint is not None:
+                metrics |= self.constraint.learn_human(seen, batch.executed[:, : self.moves], batch.guided)
+            if self.gripper is not None:
+                metrics |= self.gripper.update(batch, seen, next_seen, bc_weight)
             if act:
-                follow(self.average_parameters, self.actor_parameters, self.settings.average_rate)
+                metrics |= self.update_actor(batch, seen, bc_weight)
+        for slow, fast, rate in self._followed if act else self._followed[:1]:
+            with torch.no_grad():
+                follow(slow, fast, rate)
         return metrics
 
-    def update_critics(self, batch: Transitions) -> dict[str, Tensor]:
+    def warm_up(self, batch: Transitions) -> dict[str, Tensor]:
+        """One step of everything that is no actor, which leaves eye and actor as they were cloned."""
+        with self.compute.autocast():
+            with torch.no_grad():
+                seen, next_seen = self.eye(batch.now), self.eye(batch.next)
+            metrics = self.update_critics(batch, seen, next_seen)
+            if self.constraint is not None:
+                self.constraint.learn_human(seen, batch.executed[:, : self.moves], batch.guided)
+            if self.gripper is not None:
+                self.gripper.update(batch, seen, next_seen, self.settings.bc_weight)
         with torch.no_grad():
-            next_action, _ = self.actor.sample(batch.next_observation, self._noise(batch.action))
-            next_value = self._target_value(batch.next_observation, next_action)
-            # Bounded before it is discounted: were only the sum, a value above 1 / discount would live for ever.
-            next_value.clamp_(VALUE_LO, VALUE_HI)
-            target = batch.reward + self.settings.discount * batch.discount_mask * next_value
-            target.clamp_(VALUE_LO, VALUE_HI)
-        value = self.critics(batch.observation, batch.action)
-        loss = (value - target).square().mean(-1).sum()
-        self._step(self.critic_optimiser, loss, self.critic_parameters)
-        return {"critic_loss": loss.detach(), "q": value.detach().mean(), "target": target.mean()}
+            follow(*self._followed[0])
+        return metrics
 
-    def update_actor(self, batch: Transitions, bc_weight: float) -> dict[str, Tensor]:
-        mean, log_std = self.actor(batch.observation)
+    def _look(self, batch: Transitions) -> tuple[Tensor, Tensor]:
+        """Observations now, through which the critics teach the eye, and next, through which nothing learns."""
+        with torch.no_grad():
+            next_seen = self.eye(batch.next)
+        return self.eye(batch.now), next_seen
+
+    def update_critics(self, batch: Transitions, seen: Tensor, next_seen: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            next_action, log_density = self.actor.sample(next_seen, self._noise(batch.action))
+            next_value = self._target_value(next_seen, next_action)
+            bounds = self.bounds
+            if self.settings.entropy_backup:
+                next_value = next_value - self.log_temperature.exp() * log_density
+            # Bounded before it is discounted: were only the sum, a value above 1 / discount would live for ever.
+            next_value = next_value.clamp(bounds.lo, bounds.hi)
+            target = (batch.reward + batch.discount * next_value).clamp_(bounds.lo, bounds.hi)
+        value = self.critics(seen, batch.action[:, : self.moves])
+        loss = (value - target).square().mean(-1).sum()
+        taught = self.eye_parameters if seen.requires_grad else []
+        descend(self.critic_optimiser, loss, [*self.critic_parameters, *taught])
+        value = value.detach()
+        over = (value.max() - bounds.hi).clamp(min=0.0)
+        return {"critic_loss": loss.detach(), "q": value.mean(), "target": target.mean(), "q_over_bound": over}
+
+    def update_actor(self, batch: Transitions, seen: Tensor, bc_weight: float) -> dict[str, Tensor]:
+        mean, log_std = self.actor(seen)
         action, log_density = self.actor.squash(mean, log_std, self._noise(batch.action))
         # The lowest critic, as in SAC: with the mean of two the actor found actions that only one of them overrates.
-        value = self.critics(batch.observation, action).amin(0)
+        value = self.critics(seen, action).amin(0)
         temperature = self.log_temperature.detach().exp()
-        loss = (temperature * log_density - value).mean()
-        if bc_weight > 0:
-            apart = (torch.tanh(mean) - batch.executed).square().mean(-1)
+        metrics: dict[str, Tensor] = {}
+        each = temperature * log_density - value
+        if self.constraint is not None:
+            each, metrics = self.constraint.apply(each, seen, torch.tanh(mean))
+        loss = each.mean()
+        if bc_weight > 0 and self.constraint is None:
+            apart = (torch.tanh(mean) - batch.executed[:, : self.moves]).square().mean(-1)
             loss = loss + bc_weight * (batch.guided * apart).sum() / batch.guided.sum().clamp(min=1.0)
-        self._step(self.actor_optimiser, loss, self.actor_parameters)
+        descend(self.actor_optimiser, loss, self.actor_parameters)
         entropy = -log_density.detach().mean()
         temperature_loss = self.log_temperature.exp() * (entropy - self.target_entropy)
-        self._step(self.temperature_optimiser, temperature_loss, [self.log_temperature])
-        return {"actor_loss": loss.detach(), "entropy": entropy, "temperature": temperature}
+        descend(self.temperature_optimiser, temperature_loss, [self.log_temperature])
+        saturated = (action.detach().abs() > SATURATED).float().mean()
+        found = {"actor_loss": loss.detach(), "entropy": entropy, "temperature": temperature, "saturated": saturated}
+        return metrics | found
+
+    @property
+    def bounds(self) -> ValueBounds:
+        """What the reward makes possible, and with an entropy backup also what the entropy adds or takes each step."""
+        if not self.settings.entropy_backup:
+            return self._bounds
+        each = self.log_temperature.detach().exp().item() * self.moves
+        return value_bounds(self.form, self.settings.discount, penalty=each * NARROWEST, bonus=each * WIDEST)
 
     def networks(self) -> dict[str, Tensor]:
         """Every parameter that learning changes, by name."""
-        parts = {"actor": self.actor, "average": self.average, "critics": self.critics, "targets": self.targets}
-        named = {f"{part}.{name}": value for part, net in parts.items() for name, value in net.state_dict().items()}
-        return named | {"log_temperature": self.log_temperature.detach()}
-
-    def restore(self, networks: dict[str, Tensor]) -> None:
-        """Set what `networks` returned."""
-        with torch.no_grad():
-            for name, value in self.networks().items():
-                value.copy_(networks[name])
+        parts: dict[str, nn.Module] = {"learned": self.learned, "average": self.average}
+        parts |= {"critics": self.critics, "targets": self.targets}
+        for part in (self.gripper, self.constraint):
+            parts |= part.nets if part is not None else {}
+        return named_weights(parts) | {"log_temperature": self.log_temperature.detach()}
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything that an exact resume needs."""
-        optimisers = {name: optimiser.state_dict() for name, optimiser in self._optimisers().items()}
-        return copy.deepcopy({"networks": self.networks(), "random": self.random.get_state(), **optimisers})
+        return pack(self.networks(), self._optimisers(), self.random)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.restore(state["networks"])
-        self.random.set_state(state["random"])
-        for name, optimiser in self._optimisers().items():
-            # torch keeps the tensors that it is given, and the caller may want to load them again.
-            optimiser.load_state_dict(copy.deepcopy(state[name]))
+        unpack(state, self.networks(), self._optimisers(), self.random)
 
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        return {
+        optimisers: dict[str, torch.optim.Optimizer] = {
             "critic_optimiser": self.critic_optimiser,
             "actor_optimiser": self.actor_optimiser,
             "temperature_optimiser": self.temperature_optimiser,
         }
+        for part in (self.gripper, self.constraint):
+            optimisers |= part.optimisers if part is not None else {}
+        return optimisers
 
     def _target_value(self, observation: Tensor, action: Tensor) -> Tensor:
         values = self.targets(observation, action)
         if self.settings.critics_in_target < self.settings.critics:
             chosen = torch.randperm(self.settings.critics, generator=self.random)
-            values = values[chosen[: self.settings.critics_in_target]]
+            values = values[chosen[: self.settings.critics_in_target].to(values.device)]
         lowest: Tensor = values.amin(0)
         return lowest
 
     def _noise(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.random)
-
-    @staticmethod
-    def _step(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: Sequence[Tensor]) -> None:
-        # Gradients of these parameters only: the actor's step must not spend time on the critics' weights.
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
-            parameter.grad = gradient
-        optimiser.step()
-
-
-def follow(slow: Sequence[Tensor], fast: Sequence[Tensor], rate: float) -> None:
-    """Move `slow` towards `fast` by a share of the way (Polyak averaging)."""
-    for behind, ahead in zip(slow, fast):
-        behind.lerp_(ahead, rate)
+        return torch.randn(len(like), self.moves, generator=self.random).to(like.device)

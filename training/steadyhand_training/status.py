@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from steadyhand_models import wire
 from steadyhand_models.messages import TrainerStatus
 from steadyhand_training.ingest import Counters, bind
 from steadyhand_training.memory import Tally
+from steadyhand_training.metric_writers import MetricWriter
 from steadyhand_training.metrics import JsonLines
 
 PERIOD_S = 1.0
+WARNING = "warning"  # name under which a status carries a sentence for the operator
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,19 @@ class View:
     q_bound: float
     learner: Mapping[str, float]
     correction: Mapping[str, float]
+    versions: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()  # sentences for an operator
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Everything measured, by name."""
+        return {**self.learner, **{f"classifier_{k}": v for k, v in self.correction.items()}, **self.versions}
 
 
 class Reporter:
     """Publishes statuses and keeps them; nobody need listen."""
 
-    def __init__(self, address: str, metrics: Path) -> None:
+    def __init__(self, address: str, metrics: Path, writers: Sequence[MetricWriter] = ()) -> None:
         """Raises UserError when the address is taken."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
@@ -48,12 +57,15 @@ class Reporter:
         bind(self._socket, address, "status")
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._lines = JsonLines(metrics)
+        self._writers = writers
         self._last: tuple[float, int] | None = None  # (time, updates) of the last status
         self._updates_per_s = 0.0
 
     def close(self) -> None:
         self._context.destroy(linger=0)
         self._lines.close()
+        for writer in self._writers:
+            writer.close()
 
     def due(self, now_s: float) -> bool:
         return self._last is None or now_s - self._last[0] >= PERIOD_S
@@ -64,10 +76,13 @@ class Reporter:
         status = build(view, self._updates_per_s, time.monotonic_ns())
         self._socket.send(wire.encode(status), zmq.NOBLOCK)
         row = dataclasses.asdict(status)
-        row["metrics"] = {**view.learner, **{f"classifier_{k}": v for k, v in view.correction.items()}}
+        row["metrics"] = view.metrics
+        row["warnings"] = view.warnings
         row["arrived"] = dataclasses.asdict(view.arrived)
         row["tally"] = dataclasses.asdict(view.tally)
         self._lines.write({"kind": "status", "unix_s": time.time(), **row})
+        for writer in self._writers:
+            writer.write(status.steps, scalars(view, status))
 
     def event(self, kind: str, what: Any) -> None:
         """Keep something that happened once: a publication, a promotion, a swap."""
@@ -80,10 +95,26 @@ class Reporter:
         self._last = (now_s, updates)
 
 
+def scalars(view: View, status: TrainerStatus) -> dict[str, float]:
+    """What is drawn over the recorded steps: the run's counts, then everything measured."""
+    counts = {
+        "run/episodes": status.episodes,
+        "run/takeover_steps": status.takeover_steps,
+        "run/labels": status.labels,
+        "run/updates": status.updates,
+        "run/updates_per_s": status.updates_per_s,
+        "run/utd_ratio": status.utd_ratio,
+        "run/policy_version": status.policy_version,
+        "run/classifier_version": status.classifier_version,
+    }
+    parts = {"learner": view.learner, "classifier": view.correction, "versions": view.versions}
+    named = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+    return {name: float(value) for name, value in (counts | named).items()}
+
+
 def build(view: View, updates_per_s: float, stamp_ns: int) -> TrainerStatus:
     """The status message of a view."""
     tally = view.tally
-    shown = {**view.learner, **{f"classifier_{k}": v for k, v in view.correction.items()}}
     return TrainerStatus(
         stamp_ns=stamp_ns,
         phase=view.phase,
@@ -103,5 +134,8 @@ def build(view: View, updates_per_s: float, stamp_ns: int) -> TrainerStatus:
         critic_q=float(view.learner.get("q", 0.0)),
         q_bound=view.q_bound,
         message=view.message,
-        metrics=tuple(f"{name}={value:.4g}" for name, value in shown.items()),
+        metrics=(
+            *(f"{name}={value:.4g}" for name, value in view.metrics.items()),
+            *(f"{WARNING}={sentence}" for sentence in view.warnings),
+        ),
     )

@@ -1,24 +1,18 @@
-"""Learn from streamed steps: journal, replay, policy and classifier, published to the robot on a schedule."""
+"""The trainer's main loop: takes in what the journal got, learns, corrects, publishes, and comes back after a crash."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
+import dataclasses
 import enum
 import json
 import math
-import os
-import signal
-import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
-import torch
 
-from steadyhand_models import settings as toml
 from steadyhand_models import task as tasks
 from steadyhand_models.artifact import Artifact
 from steadyhand_models.cli import UserError
@@ -27,21 +21,21 @@ from steadyhand_models.nets.export import ExportError
 from steadyhand_models.registry import Registry
 from steadyhand_training import checkpoint, log
 from steadyhand_training.correction import Correction, CorrectionError, Promotion
+from steadyhand_training.discards import Discards
 from steadyhand_training.ingest import Ingest
 from steadyhand_training.journal import Entry, Journal
 from steadyhand_training.labels import Ledger
-from steadyhand_training.learner import CheckpointError, Diverged, Learner
-from steadyhand_training.memory import Memory
-from steadyhand_training.publish import Publisher, Schedule
+from steadyhand_training.learner import CheckpointError, Learner
+from steadyhand_training.memory import Memory, News
+from steadyhand_training.metric_writers import open_writers
+from steadyhand_training.release import Release
 from steadyhand_training.replay import Replay
-from steadyhand_training.run_folder import RunFolder, write_whole
+from steadyhand_training.run_folder import RunFolder
 from steadyhand_training.status import Reporter, View
 from steadyhand_training.trainer_settings import TrainerSettings
 
 ENTRIES_PER_TURN = 64
 IDLE_S = 0.05
-FETCH_TIMEOUT_S = 10.0
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 FIRST_FIT_SHARE = 0.3  # of pretraining's progress; display only
 
 
@@ -76,15 +70,19 @@ class Trainer:
         replay = Replay(self.contract, settings.learner.replay_capacity)
         ledger = Ledger(task.debounce_frames)
         self.memory = Memory(replay, ledger)
-        self.learner = Learner(self.contract, replay, settings.learner, settings.seed)
+        try:
+            self.learner = Learner(self.contract, replay, settings.learner, settings.seed)
+        except ValueError as problem:  # weights that are missing, settings that do not fit the task
+            raise UserError(str(problem)) from None
         self.correction = Correction(self.contract, task, replay, ledger, settings.correction, settings.seed)
         registry = Registry(folder.registry)
         self._check_registry(registry)
         self.ingest = Ingest(self.contract, folder.journal, registry, settings.listen)
         self._journal = Journal(folder.journal)
-        self.publisher = Publisher(registry, self.ingest.announce)
-        self.schedule = Schedule(settings.publish)
-        self._reporter = Reporter(settings.status, folder.metrics)
+        self._discards = Discards(folder.discards)
+        self._reporter = Reporter(settings.status, folder.metrics, open_writers(settings.metrics, folder.root))
+        self.release = Release(self.ingest, registry, self.memory, self._reporter, settings.publish)
+        self._saver = checkpoint.Saver(folder.checkpoints)
         self._learn_from_step = 0  # recorded steps when learning began
         self._collected = (0, 0)  # demonstrations, successful and failed, at the last attempt to begin
         self._credit = 0
@@ -111,6 +109,8 @@ class Trainer:
             log.info("trainer.stopped", phase=self.phase.value, kept="the journal; pretraining starts again")
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._saver.wait()
         self.ingest.stop()
         self._journal.close()
         self._reporter.close()
@@ -138,22 +138,29 @@ class Trainer:
                 break
         return bool(entries)
 
+    def _remember(self, entry: Entry) -> News:
+        """Take an entry into memory unless its episode was taken back."""
+        if self._discards.hold(entry):
+            self.memory.position = entry.position
+            return News()
+        return self.memory.consume(entry)
+
     def _consume(self, entry: Entry) -> None:
-        news = self.memory.consume(entry)
+        news = self._remember(entry)
         if news.swap is not None:
-            self.schedule.answered(news.swap)
-            self._reporter.event("swap", news.swap)
+            self.release.answered(news.swap)
         if news.row is not None:
             self.learner.observe(np.array([news.row]))
         if news.settled and news.label is None:
             self.correction.settle(news.settled)
         if news.label is not None:
             self.correction.notice(news.label)
+        self.release.standings.notice(news.settled)
 
     def _keep_house(self) -> None:
         self._report_when_due()
         if time.monotonic() >= self._checkpoint_due_s:
-            self._save()
+            self._save(wait=False)
 
     def _report_when_due(self) -> None:
         now_s = time.monotonic()
@@ -163,17 +170,25 @@ class Trainer:
     def _view(self) -> View:
         return View(
             phase=self.phase.value,
-            message=self.message,
+            message=self.message or self.release.message,
             tally=self.memory.tally,
             arrived=self.ingest.counters,
             updates=self.learner.updates,
             steps_learning=self.steps_learning,
-            policy_version=self.publisher.newest(Channel.POLICY),
-            classifier_version=self.publisher.newest(Channel.CLASSIFIER),
+            policy_version=self.release.newest(Channel.POLICY),
+            classifier_version=self.release.newest(Channel.CLASSIFIER),
             q_bound=self.learner.q_bound,
             learner=self.learner.metrics,
             correction=self.correction.metrics,
+            versions=self.release.standings.metrics,
+            warnings=self._warnings(),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """What an operator should know, in sentences."""
+        fall = self.release.standings.fall
+        fell = () if fall is None else (f"{fall}. Look at what changed, or go back with publish.on_fall = rollback.",)
+        return (*fell, *(f"{w.sentence} {w.remedy}" for w in self.learner.warnings()))
 
     # -- before learning -------------------------------------------------------------------------------------------
 
@@ -245,45 +260,40 @@ class Trainer:
         return not self._lockstep or self.memory.tally.steps >= self._credit
 
     def _publish_when_due(self) -> None:
-        if self.schedule.due(self._now_s, self.learner.updates):
+        updates = self.learner.updates
+        if self.release.standings.rollback_due:
+            self._sent(Channel.POLICY, self.release.roll_back(self._now_s, updates))
+        elif self.release.policy_due(self._now_s, updates):
             self._publish(Channel.POLICY)
 
     def _publish_missing(self) -> None:
         """Whatever has been learned but never published: at the start of learning, or after a crash in between."""
-        if self.publisher.newest(Channel.CLASSIFIER) < self.correction.version:
+        if self.release.newest(Channel.CLASSIFIER) < self.correction.version:
             self._publish(Channel.CLASSIFIER)
-        if self.publisher.newest(Channel.POLICY) == 0:
+        if self.release.newest(Channel.POLICY) == 0:
             self._publish(Channel.POLICY)
 
     def _publish(self, channel: Channel) -> None:
-        version = self.publisher.newest(channel) + 1
+        version = self.release.newest(channel) + 1
         try:
             artifact = self._artifact(channel, version)
-            self.publisher.publish(artifact)
-        except (ExportError, OSError) as error:
-            log.warn("publish.failed", channel=channel.value, version=version, reason=error)
-            self.message = f"{channel.value} v{version} could not be published: {error}"
-            self.schedule.put_off(self._now_s)
+        except ExportError as error:
+            self.release.failed(channel, version, error, self._now_s)
             return
-        self._reporter.event("publish", artifact.manifest)
-        if channel is Channel.POLICY:
-            self.schedule.sent(version, self._now_s, self.learner.updates)
-        if self._lockstep:
-            self._wait_until_fetched(channel, version)
+        if self.release.send(artifact, self._now_s, self.learner.updates):
+            self._sent(channel, version)
+
+    def _sent(self, channel: Channel, version: int) -> None:
+        if self._lockstep and version:
+            self.release.wait_until_fetched(channel, version, self.stopping)
 
     def _artifact(self, channel: Channel, version: int) -> Artifact:
         if channel is Channel.CLASSIFIER:
             return self.correction.artifact(version)
-        return self.learner.artifact(version, version - 1)
-
-    def _wait_until_fetched(self, channel: Channel, version: int) -> None:
-        deadline_s = time.monotonic() + FETCH_TIMEOUT_S
-        while self.ingest.robots and not self.ingest.fetched(channel, version) and not self.stopping.is_set():
-            if time.monotonic() > deadline_s:
-                log.warn("lockstep.not_fetched", channel=channel.value, version=version)
-                return
-            self.ingest.arrived.wait(IDLE_S)
-            self.ingest.arrived.clear()
+        made = self.learner.artifact(version, version - 1)
+        # How much the robot had done by then: versions are compared by that, and by nothing that a restart changes.
+        metrics = made.manifest.metrics | {"steps": float(self.memory.tally.steps)}
+        return dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, metrics=metrics))
 
     # -- lockstep --------------------------------------------------------------------------------------------------
 
@@ -306,19 +316,27 @@ class Trainer:
 
     # -- crashes and ends ------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
-        """A checkpoint of what cannot be worked out from the journal; nothing before there is a classifier."""
+    def _save(self, wait: bool = True) -> None:
+        """A checkpoint of what cannot be worked out from the journal; nothing before there is a classifier.
+
+        Written beside learning unless it is waited for.
+        """
+        if not wait and self._saver.busy:
+            return
         self._checkpoint_due_s = time.monotonic() + self.settings.checkpoint_every_s
         if self.phase is not Phase.LEARN:
             return
         try:
-            checkpoint.save(self.folder.checkpoints, self._fill_checkpoint)
+            snapshot = self.learner.snapshot()
+            self._saver.start(self._fill_checkpoint, lambda folder: snapshot.write(folder / "learner.pt"))
+            if wait:
+                self._saver.wait()
         except OSError as error:
             log.warn("checkpoint.failed", reason=error, fix="free space on the run folder's disk")
             self.message = f"no checkpoint could be written: {error}"
 
     def _fill_checkpoint(self, folder: Path) -> None:
-        self.learner.save(folder / "learner.pt")
+        """All but the learner."""
         self.correction.save(folder / "correction.pt")
         state = {"position": self.memory.position, "learn_from_step": self._learn_from_step}
         (folder / "trainer.json").write_text(json.dumps(state), encoding="utf-8")
@@ -336,9 +354,8 @@ class Trainer:
                 log.warn("checkpoint.unusable", folder=folder, reason=problem)
                 continue
             self.phase = Phase.LEARN
+            self.release.resume()
             log.info("trainer.resumed", checkpoint=folder.name, updates=self.learner.updates)
-            if newest := self.publisher.newest(Channel.POLICY):
-                self.schedule.recall(self.publisher.registry.manifest(Channel.POLICY, newest).training_step)
             self._publish_missing()
             return
         if checkpoint.listing(self.folder.checkpoints):
@@ -355,14 +372,14 @@ class Trainer:
                 raise CheckpointError(f"the journal ends at {self.memory.position}, the checkpoint is of {position}")
             for entry in entries:
                 if entry.position <= position:
-                    self.memory.consume(entry)
+                    self._remember(entry)
 
     def _finish(self) -> None:
         """A last checkpoint, which knows all that has arrived, and a last policy."""
         if self.phase is Phase.LEARN:
             self._drain()
             self._save()
-            if self.schedule.fresh(self.learner.updates) > 0:
+            if self.release.policy_waits(self.learner.updates):
                 self._publish(Channel.POLICY)
         self._reporter.report(self._view(), time.monotonic())
         log.info("trainer.stopped", steps=self.memory.tally.steps, updates=self.learner.updates)
@@ -383,56 +400,3 @@ class Trainer:
                     f"{self.folder.root}: its models are of another contract than task '{self.settings.task}'; "
                     "choose another --run folder"
                 )
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what torch frees: handing megabytes back and forth costs a third of an encoder's update."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-def _stop_on_signals(trainer: Trainer) -> None:
-    """The first Ctrl-C or SIGTERM ends the run in order, the second at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        trainer.stopping.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-
-
-def main(argv: Sequence[str]) -> int:
-    """`steadyhand train`: run until told to stop."""
-    settings = toml.parse_command_line(
-        TrainerSettings,
-        argv,
-        prog="steadyhand train",
-        description="Learn from streamed steps and publish policies and classifiers.\n\n"
-        "Example: steadyhand train --run runs/lift --demonstrations 10",
-    )
-    folder = RunFolder(settings.run)
-    log.configure()
-    torch.set_num_threads(settings.threads)
-    os.nice(settings.nice)
-    _keep_freed_memory()
-    with folder.claim():
-        text = toml.to_toml(settings)
-        write_whole(folder.settings, text)
-        log.info("trainer.settings", text=text)
-        trainer = Trainer(settings, folder)
-        _stop_on_signals(trainer)
-        try:
-            trainer.run()
-        except Diverged as problem:
-            raise UserError(f"{problem}; start again to go on from the last checkpoint, or lower the rates") from None
-        finally:
-            trainer.close()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

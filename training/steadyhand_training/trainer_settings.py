@@ -10,6 +10,7 @@ from pydantic import Field
 
 from steadyhand_training.config import LearnerSettings
 from steadyhand_training.correction import CorrectionSettings
+from steadyhand_training.metric_writers import WriterSettings
 from steadyhand_training.publish import PublishSettings
 
 Positive = Annotated[float, Field(gt=0)]
@@ -43,5 +44,6 @@ class TrainerSettings:
     checkpoint_every_s: Positive = 30.0
     publish: PublishSettings = field(default_factory=PublishSettings)
     lockstep: LockstepSettings = field(default_factory=LockstepSettings)
+    metrics: WriterSettings = field(default_factory=WriterSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     correction: CorrectionSettings = field(default_factory=CorrectionSettings)

@@ -58,12 +58,17 @@ def choose(facts: RunFacts) -> list[Scene]:
 
 def make(facts: RunFacts, rate_hz: float) -> Video | None:
     """The video in real time; None when nothing was recorded or no encoder is there."""
+    return of(facts, choose(facts), rate_hz)
+
+
+def of(facts: RunFacts, scenes: Sequence[Scene], rate_hz: float) -> Video | None:
+    """A video of chosen episodes of a run; None when nothing was recorded or no encoder is there."""
     journal_path = RunFolder(facts.folder).journal
     if not journal_path.is_file():
         return None
     journal = Journal(journal_path)
     try:
-        pictures = [picture for scene in choose(facts) for picture in _pictures(journal, facts.run, scene)]
+        pictures = [picture for scene in scenes for picture in _pictures(journal, facts.run, scene)]
     finally:
         journal.close()
     return encode(pictures, rate_hz) if pictures else None
@@ -97,12 +102,16 @@ def _pictures(journal: Journal, run: str, scene: Scene) -> list[U8]:
 
 def _picture(step: Step, caption: str) -> U8:
     """All cameras side by side, enlarged, above a line of text."""
-    row = np.concatenate(list(step.frames), axis=1)
+    probability = "" if step.classifier is None else f"  p = {float(step.classifier.mean()):.2f}"
+    text = f"{caption}  step {step.seq}  {step.source.value}{probability}"
+    return captioned(np.concatenate(list(step.frames), axis=1), text)
+
+
+def captioned(row: U8, text: str) -> U8:
+    """A picture (H, W, 3), enlarged, above a line of text."""
     large = row.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
     height, width = large.shape[:2]
     image = Image.new("RGB", (width, height + CAPTION_PX), (24, 24, 28))
     image.paste(Image.fromarray(large), (0, 0))
-    probability = "" if step.classifier is None else f"  p = {float(step.classifier.mean()):.2f}"
-    text = f"{caption}  step {step.seq}  {step.source.value}{probability}"
     ImageDraw.Draw(image).text((6, height + 6), text, fill=(235, 235, 235))
     return np.asarray(image, np.uint8)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from steadyhand_models.contract import Contract
 from steadyhand_models.nets.encoder import Encoder
+from steadyhand_models.nets.gripper import GripperCritic
 
 LOG_STD_LO, LOG_STD_HI = -5.0, 0.0
 # Entropy of -1/2 per dimension, the usual target, is that of a Gaussian with exp(-1/2) / sqrt(2 pi e) = 0.147.
@@ -40,6 +41,11 @@ class Actor(nn.Module):
         hidden = self.trunk(observation)
         squashed = torch.tanh(self.log_std(hidden))
         return self.mean(hidden), LOG_STD_LO + 0.5 * (LOG_STD_HI - LOG_STD_LO) * (squashed + 1.0)
+
+    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Actions (B, A) in [-1, 1] for noise (B, A); zeros give the deterministic ones."""
+        mean, log_std = self(observation)
+        return torch.tanh(mean + log_std.exp() * noise)
 
     def sample(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (B, A) in (-1, 1) for standard normal noise (B, A), and their log densities (B,)."""
@@ -107,16 +113,33 @@ class Critics(nn.Module):
 class Policy(nn.Module):
     """What the robot runs: frames uint8 (B, C, H, W, 3), raw state (B, S), noise (B, A) to action (B, A) in [-1, 1].
 
-    Noise of zero gives the deterministic action; standard normal noise samples.
+    Noise of zero gives the deterministic action; standard normal noise samples. The encoder maps frames to features
+    (B, `features`), the actor observations (B, features + S) to actions; a gripper, where there is one, chooses the
+    last dimension instead of the actor.
     """
 
     state_offset: Tensor
     state_scale: Tensor
 
-    def __init__(self, contract: Contract, features_per_camera: int, hidden: int) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        features_per_camera: int = 64,
+        hidden: int = 128,
+        *,
+        encoder: nn.Module | None = None,
+        actor: nn.Module | None = None,
+        gripper: GripperCritic | None = None,
+    ) -> None:
+        """Raises ValueError when the contract's scales cannot normalise a state."""
         super().__init__()
-        self.encoder = Encoder(contract.frames_shape, features_per_camera)
-        self.actor = Actor(self.encoder.features + len(contract.state), len(contract.action), hidden)
+        _refuse_bad_scales(contract)
+        self.encoder = encoder if encoder is not None else Encoder(contract.frames_shape, features_per_camera)
+        width = int(self.encoder.features)  # type: ignore[arg-type]  # nn.Module types attributes as tensors
+        self.observation = width + len(contract.state)
+        moves = len(contract.action) - (gripper is not None)
+        self.actor = actor if actor is not None else Actor(self.observation, moves, hidden)
+        self.gripper = gripper
         self.register_buffer("state_offset", torch.from_numpy(contract.state_offset))
         self.register_buffer("state_scale", torch.from_numpy(contract.state_scale))
 
@@ -124,7 +147,23 @@ class Policy(nn.Module):
         """State (B, S) in the contract's units to numbers of order one; a broken sensor cannot blow them up."""
         return ((state - self.state_offset) / self.state_scale).clamp(-STATE_CLIP, STATE_CLIP)
 
+    def observe(self, frames: Tensor, state: Tensor) -> Tensor:
+        """Observations (B, features + S)."""
+        return torch.cat([self.encoder(frames), self.normalise(state)], dim=-1)
+
     def forward(self, frames: Tensor, state: Tensor, noise: Tensor) -> Tensor:
-        observation = torch.cat([self.encoder(frames), self.normalise(state)], dim=-1)
-        mean, log_std = self.actor(observation)
-        return torch.tanh(mean + log_std.exp() * noise)
+        observation = self.observe(frames, state)
+        if self.gripper is None:
+            action: Tensor = self.actor.act(observation, noise)  # type: ignore[operator]
+            return action
+        motion = self.actor.act(observation, noise[:, :-1])  # type: ignore[operator]
+        return torch.cat([motion, self.gripper.choose(observation)], dim=-1)
+
+
+def _refuse_bad_scales(contract: Contract) -> None:
+    for field in contract.state:
+        if not (math.isfinite(field.offset) and math.isfinite(field.scale) and field.scale > 0.0):
+            raise ValueError(
+                f"state {field.name}: offset {field.offset}, scale {field.scale} cannot normalise it; "
+                "give it a positive scale in the task"
+            )

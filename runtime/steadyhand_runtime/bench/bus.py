@@ -50,9 +50,8 @@ class BenchBusSettings:
 
 def main(argv: Sequence[str]) -> int:
     """`steadyhand bench bus`: 0, or 1 with --check when a target is missed."""
-    words = bench.bare_flags(argv, ["--check", "--peers"])
     chosen = settings.parse_command_line(
-        BenchBusSettings, words, "steadyhand bench bus", BenchBusSettings.__doc__ or ""
+        BenchBusSettings, argv, "steadyhand bench bus", BenchBusSettings.__doc__ or ""
     )
     try:
         measured = measure(chosen)

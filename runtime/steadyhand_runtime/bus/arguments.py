@@ -1,13 +1,11 @@
-"""Command lines of the bus commands: the arm, its port, and switches that may stand alone."""
+"""Command lines of the bus commands: the arm, its port, and what the person at the terminal says."""
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import os
 import select
 import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -46,7 +44,7 @@ class ArmSettings:
 
 def parse(cls: type[S], argv: Sequence[str], command: str, text: str) -> S:
     """Settings of `steadyhand bus COMMAND`. Raises SettingsError."""
-    return settings.parse_command_line(cls, _spell_switches(cls, argv), f"steadyhand bus {command}", text)
+    return settings.parse_command_line(cls, argv, f"steadyhand bus {command}", text)
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -81,17 +79,3 @@ def _line() -> str:
             raise UserError("standard input has ended: run this in a terminal, or see --help for what can be agreed to")
         said += byte
     return said.decode(errors="replace").rstrip("\r\n")
-
-
-def _spell_switches(cls: type[S], argv: Sequence[str]) -> list[str]:
-    """`--yes` as `--yes True`; a value that follows stays."""
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if hints[f.name] is bool]  # type: ignore[arg-type]
-    switches = {f"--{name.replace('_', '-')}" for name in names}
-    words: list[str] = []
-    for before, word, after in zip(["", *argv], argv, [*argv[1:], ""]):
-        said = word.capitalize() if before in switches and word.lower() in ("true", "false") else word
-        words.append(said)
-        if word in switches and after.lower() not in ("true", "false"):
-            words.append("True")
-    return words

@@ -1,0 +1,56 @@
+"""The lines that `steadyhand lab learn` compares: their names, and how trainer and robot of each are started."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+DEMONSTRATIONS = 4  # as the demo
+
+
+class Line(str, enum.Enum):
+    """One way to learn the task."""
+
+    RLPD_SAC = "rlpd_sac"
+    DRQV2 = "drqv2"
+    BEHAVIOUR_CLONING = "behaviour_cloning"
+    NO_TAKEOVERS = "no_takeovers"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a line is made. Lines with the same course share its training runs."""
+
+    title: str
+    course: str  # name of the training run's folder
+    trainer: tuple[str, ...] = ()  # words beyond the common ones
+    robot: tuple[str, ...] = ()
+    first_only: bool = False  # only the first version is of interest
+
+
+RECIPES = {
+    Line.RLPD_SAC: Recipe("RLPD-SAC with takeovers", "rlpd_sac"),
+    # The paper's agent learns every second step; at one update a step it gets twice that.
+    Line.DRQV2: Recipe("DrQ-v2 with takeovers", "drqv2", ("--learner.algorithm", "drqv2", "--utd-ratio", "1")),
+    # The first policy that is published was cloned from the demonstrations, and knows no reward.
+    Line.BEHAVIOUR_CLONING: Recipe("behaviour cloning", "rlpd_sac", first_only=True),
+    Line.NO_TAKEOVERS: Recipe("RLPD-SAC without takeovers", "no_takeovers", robot=("--operator.takeover-rate", "0")),
+}
+
+
+def trainer_words(recipe: Recipe, run: str, seed: int, task: str) -> tuple[str, ...]:
+    """`steadyhand train` of one run, on ports that are free."""
+    return (
+        "train", "--run", run, "--task", task, "--seed", str(seed), "--demonstrations", str(DEMONSTRATIONS),
+        "--listen", "tcp://127.0.0.1:*", "--status", "tcp://127.0.0.1:*", "--lockstep.enabled", "True",
+        *recipe.trainer,
+    )  # fmt: skip
+
+
+def robot_words(recipe: Recipe, run: str, seed: int, task: str, steps: int, link: str) -> tuple[str, ...]:
+    """`steadyhand sim lockstep` of one run, for `steps` recorded steps."""
+    return (
+        "sim", "lockstep", "--run", run, "--task", task, "--seed", str(seed), "--steps", str(steps),
+        "--link.address", link, "--operator.wander", "0", "--operator.demonstrations", str(DEMONSTRATIONS),
+        *recipe.robot,
+    )  # fmt: skip
