@@ -104,3 +104,36 @@ def test_an_unknown_version_names_the_newest_ones(tmp_path):
     registry.publish(make(3))
     with pytest.raises(a.ArtifactError, match=r"no policy v9 .* newest: v3"):
         registry.load(Channel.POLICY, 9)
+
+
+def test_a_provider_may_have_a_tolerance_of_its_own_and_others_get_the_strictest():
+    manifest = make(tolerances={"CUDAExecutionProvider": 1e-3}).manifest
+    assert manifest.allowed(["CPUExecutionProvider"]) == manifest.allowed(["Unheard"]) == manifest.allowed([]) == 1e-4
+    assert manifest.allowed(["CUDAExecutionProvider", "CPUExecutionProvider"]) == 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 0},
+        {"version": "many"},
+        {"sha256": "short"},
+        {"boundary": "whenever"},
+        {"tolerance": float("inf")},
+        {"tolerance": float("nan")},
+        {"tolerances": {"CUDAExecutionProvider": 99.0}},
+        {"threshold": 2.0},
+        {"debounce_frames": 0},
+        {"metrics": {"loss": "low"}},
+    ],
+)
+def test_a_manifest_with_a_value_out_of_bounds_is_refused_by_name(changes):
+    text = dataclasses.replace(make().manifest, **changes).to_json()
+    with pytest.raises(a.ArtifactError, match=f"not a manifest: {next(iter(changes))}"):
+        a.manifest_from_json(text)
+
+
+def test_a_field_of_a_newer_steadyhand_says_what_to_do():
+    text = make().manifest.to_json().replace('"boundary"', '"colour": 1, "boundary"')
+    with pytest.raises(a.ArtifactError, match="unknown field 'colour'; update"):
+        a.manifest_from_json(text)

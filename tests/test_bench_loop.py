@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import random
 from pathlib import Path
 
 import pytest
@@ -50,7 +50,10 @@ def test_priority_that_was_not_granted_is_not_known_rather_than_met() -> None:
     [
         ("with real-time priority: p99", loop_figures.targets(found(fifo=GOOD), 0.0, 0.0, WIRE)),
         ("waited for a core", loop_figures.targets(found(fifo=GOOD), 0.0, 0.0, WIRE)),
-        ("under load, without", loop_figures.targets(found(plain=Lateness(1, 2e-4, 2e-3, 0, 0, 0, 0, 0, 0)), 0, 0, WIRE)),
+        (
+            "under load, without",
+            loop_figures.targets(found(plain=Lateness(1, 2e-4, 2e-3, 0, 0, 0, 0, 0, 0)), 0, 0, WIRE),
+        ),
         ("drift", loop_figures.targets(found(), 0.002, 0.16, WIRE)),
         ("wire", loop_figures.targets(found(), 0.0, 0.16, Wire(150, 18e-3, 0.8e-3, 0.05, 0.004, 0.06))),
     ],
@@ -82,8 +85,6 @@ def test_both_loops_tick_and_ours_accounts_for_every_period() -> None:
 
 
 def test_slices_of_a_round_are_every_loop_at_every_rate_in_a_drawn_order() -> None:
-    import random
-
     orders = [[(s.kind, s.hz, s.fifo) for s in loop._order(1.0, random.Random(seed))] for seed in range(6)]
     assert all(sorted(o) == sorted(orders[0]) for o in orders) and len({tuple(o) for o in orders}) > 1
     assert len(orders[0]) == len(loop.RATES_HZ) * len(loop.LOOPS)
@@ -126,7 +127,6 @@ def test_a_worker_that_died_is_said() -> None:
     worker = loop.Worker()
     worker._process.kill()
     worker._process.wait()
-    with pytest.raises((UserError, BrokenPipeError)):
+    with pytest.raises(UserError, match="ended"):
         worker.run(Slice(Kind.OURS, 100.0, 0.01, False))
     worker.close()
-    assert isinstance(worker._process, subprocess.Popen)

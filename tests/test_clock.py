@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steadyhand_runtime import clock as clocks
 from steadyhand_runtime.clock import NS_PER_S, LatenessHistogram, ManualClock, MonotonicClock, Rate
+from steadyhand_runtime.punctual import is_granted, punctual_context
 
 
 def test_ten_thousand_ticks_of_varying_work_do_not_drift() -> None:
@@ -102,3 +104,58 @@ def test_what_the_host_does_not_allow_is_said_in_words() -> None:
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
     assert "SCHED_FIFO" in out.stdout  # 1000 is no priority on any host
+
+
+@given(start_ns=st.integers(1, 10**15), phase_ns=st.integers(0, 9_999_999), work_ns=st.integers(0, 60_000_000))
+def test_deadlines_with_a_phase_keep_their_distance_to_the_clock_s_periods(
+    start_ns: int, phase_ns: int, work_ns: int
+) -> None:
+    clock = ManualClock(start_ns)
+    rate = Rate(clock, 100.0, phase_ns)
+    for _ in range(3):
+        deadline_ns = rate.wait()
+        assert deadline_ns % rate.period_ns == phase_ns
+        assert deadline_ns > start_ns
+        clock.advance_ns(work_ns)
+
+
+def test_the_bus_ticks_soon_after_control_whenever_either_of_them_started() -> None:
+    first, second = ManualClock(123_456_789), ManualClock(987_654_321)
+    control, bus = Rate(first, 10.0, 0), Rate(second, 100.0, clocks.BUS_PHASE_NS)
+    assert (bus.wait() - control.wait()) % bus.period_ns == clocks.BUS_PHASE_NS
+
+
+def test_a_spread_holds_percentiles_sum_and_every_sample() -> None:
+    histogram = LatenessHistogram()
+    for ns in (1_000, 2_000, 4_000_000):
+        histogram.add(ns)
+    spread = histogram.spread("late")
+    assert spread["late_max_s"] == 0.004 and spread["late_sum_s"] == pytest.approx(0.004003)
+    assert sum(count for _, count in spread["late_histogram"]) == 3 and spread["late_s"]["p50"] < 0.0025
+
+
+@pytest.mark.parametrize(("cores", "own", "rest"), [({0, 1, 2, 3}, {0}, {1, 2, 3}), ({4, 6, 9}, {4}, {6, 9})])
+def test_with_three_cores_the_bus_has_one_that_nobody_else_uses(
+    cores: set[int], own: set[int], rest: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clocks.os, "sched_getaffinity", lambda _: cores, raising=False)
+    monkeypatch.setattr(clocks.os, "sched_setaffinity", lambda *_: None, raising=False)
+    assert clocks.cores_for(True) == (own, "") and clocks.cores_for(False) == (rest, "")
+
+
+def test_on_two_cores_nobody_gets_one_of_their_own_and_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    cores, reason = clocks.cores_for(True)
+    assert not cores and "three are needed" in reason
+
+
+def test_a_context_works_whether_or_not_priority_is_granted() -> None:
+    assert not is_granted(1000)
+    for priority in (0, 10, 1000):
+        context = punctual_context(priority)
+        with context.socket(0) as near, context.socket(0) as far:  # PAIR
+            near.bind("inproc://here")
+            far.connect("inproc://here")
+            far.send(b"word")
+            assert near.recv() == b"word"
+        context.term()

@@ -1,13 +1,17 @@
 """The daemon starts, watches, restarts and stops its processes, and says clearly why one cannot run."""
 
+import dataclasses
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,9 +19,10 @@ import pytest
 from steadyhand_models import settings
 from steadyhand_models.cli import UserError
 from steadyhand_models.settings import SettingsError
-from steadyhand_runtime import config, daemon
-from steadyhand_runtime.config import CameraDevice, RuntimeSettings
-from steadyhand_runtime.daemon import Child, Process, Signals, StartError
+from steadyhand_runtime import config, daemon, spool, supervision
+from steadyhand_runtime.config import Affinity, CameraDevice, MetricsSettings, RealtimeSettings, RuntimeSettings
+from steadyhand_runtime.daemon import Signals
+from steadyhand_runtime.supervision import Child, Process, StartError
 from steadyhand_runtime.telemetry import Log, StatFile
 
 DEADLINE_S = 15.0
@@ -89,7 +94,7 @@ def test_processes_stop_in_order_with_the_bus_last(tmp_path, log, stats):
 
 
 def test_a_killed_process_is_started_again_and_the_others_live_on(tmp_path, log, stats, monkeypatch):
-    monkeypatch.setattr(daemon, "BACKOFF_S", (0.05,))
+    monkeypatch.setattr(supervision, "BACKOFF_S", (0.05,))
     processes = [Process(stand_in(name, tmp_path), tmp_path, log) for name in ("bus", "link")]
     killed: list[int] = []
 
@@ -123,7 +128,7 @@ def test_restarts_back_off_and_are_forgiven_after_a_steady_life(tmp_path, log):
 
     process.start()
     assert [waits(0.125) for _ in range(6)] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
-    assert waits(daemon.STEADY_S + 1.0) == 0.5
+    assert waits(supervision.STEADY_S + 1.0) == 0.5
     until(lambda: process.pid is None)
 
 
@@ -182,6 +187,40 @@ def test_every_process_gets_the_same_settings_file(chosen, tmp_path):
     found = daemon.children(config.RuntimeSettings(cameras=cameras), path)
     assert [c.name for c in found] == ["bus", "camera", "control", "link"]
     assert all(c.command[-2:] == ("--config", str(path)) for c in found)
+
+
+def test_the_bus_alone_has_a_core_of_its_own_where_that_is_asked_for(tmp_path):
+    off, auto = RuntimeSettings(), RuntimeSettings(realtime=RealtimeSettings(Affinity.AUTO))
+    assert {c.own_core for c in daemon.children(off, tmp_path)} == {None}
+    assert {c.name: c.own_core for c in daemon.children(auto, tmp_path)} == {
+        "bus": True,
+        "control": False,
+        "link": False,
+    }
+
+
+def test_every_process_is_watched_and_the_link_may_wait_for_the_disk(tmp_path):
+    silences = {c.name: c.silence_s for c in daemon.children(RuntimeSettings(), tmp_path)}
+    assert all(silences.values()) and silences["link"] > spool.BUSY_TIMEOUT_S > silences["bus"]
+
+
+def test_metrics_are_served_while_the_daemon_runs(tmp_path, chosen, log, monkeypatch):
+    monkeypatch.setattr(daemon, "children", lambda *_: [stand_in("bus", tmp_path)])
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    measured = dataclasses.replace(chosen, metrics=MetricsSettings(port))
+    found = []
+
+    def scraped():
+        if life(tmp_path):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S) as answer:
+                found.append(answer.read().decode())
+        return bool(found)
+
+    assert daemon.run(measured, log, ScriptedSignals(scraped)) == 0
+    assert 'steadyhand_process_up{process="bus"} 1' in found[0]
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S)
 
 
 def test_a_missing_port_is_said_by_the_command_itself(tmp_path, monkeypatch):

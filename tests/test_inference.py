@@ -11,7 +11,7 @@ import pytest
 from steadyhand_models.artifact import Artifact, ArtifactError, Golden
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel
-from steadyhand_runtime import inference
+from steadyhand_runtime import engine, inference
 
 CONTRACT = onnx_models.lift().contract()
 FRAMES = np.full(CONTRACT.frames_shape, 51, np.uint8)
@@ -89,11 +89,11 @@ def test_the_provider_that_was_asked_for_is_the_one_in_use() -> None:
     made = onnx_models.policy(CONTRACT)
     assert inference.Model(made, CONTRACT).providers == ["CPUExecutionProvider"]
     with pytest.warns(UserWarning), pytest.raises(UserError, match="instead of NoSuchExecutionProvider"):
-        inference.Model(made, CONTRACT, ("NoSuchExecutionProvider",))
+        inference.Model(made, CONTRACT, engine.Engine(("NoSuchExecutionProvider",)))
 
 
 def test_two_onnxruntimes_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "two_onnxruntimes", lambda: "both installed; uninstall one")
+    monkeypatch.setattr(engine, "two_onnxruntimes", lambda: "both installed; uninstall one")
     with pytest.raises(UserError, match="uninstall one"):
         inference.Model(onnx_models.policy(CONTRACT), CONTRACT)
 

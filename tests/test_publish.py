@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from training_steps import CONTRACT
 
-from steadyhand_models import artifact
+from steadyhand_models import artifact, signing
 from steadyhand_models.artifact import Artifact, ArtifactError, Golden, Manifest
 from steadyhand_models.messages import Channel, Swap, SwapOutcome
 from steadyhand_models.registry import Registry
@@ -93,3 +93,14 @@ def test_versions_go_on_after_a_restart_and_never_repeat(tmp_path: Path) -> None
     assert publisher.newest(Channel.CLASSIFIER) == 0
     with pytest.raises(ArtifactError, match="not newer"):
         publisher.publish(made(7))
+
+
+def test_with_a_key_everything_goes_out_signed_and_without_one_nothing_does(tmp_path):
+    private = signing.new_private()
+    registry = Registry(tmp_path / "signed")
+    Publisher(registry, lambda c, v: None, private).publish(made(1))
+    signing.check(registry.load(Channel.POLICY, 1), [signing.public_of(private)])
+    registry = Registry(tmp_path / "plain")
+    Publisher(registry, lambda c, v: None).publish(made(1))
+    with pytest.raises(ArtifactError):
+        signing.check(registry.load(Channel.POLICY, 1), [signing.public_of(private)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 from control_world import Bench, FakeModel
@@ -76,8 +77,11 @@ def test_a_disk_that_refuses_for_a_while_loses_nothing_and_blocks_nobody(tmp_pat
     for record in records:
         recorder.put([record])
     assert spool.refused.wait(10) and recorder.committed == 0
+    deadline_s = time.monotonic() + 10.0
+    while recorder.trouble != "the disk is full":
+        assert time.monotonic() < deadline_s
     spool.full = False
-    assert recorder.close(10.0)
+    assert recorder.close(10.0) and not recorder.trouble
     assert spool.last_number == len(records)
     spool.close()
 

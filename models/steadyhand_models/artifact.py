@@ -5,17 +5,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pydantic
+from pydantic import Field
 
 from steadyhand_models import wire
 from steadyhand_models.messages import Channel
 
 MAX_MODEL_BYTES = 256 << 20
 FORMAT = 1
+CPU = "CPUExecutionProvider"
+# Where arithmetic may be coarser than the trainer's: CUDA reorders sums and may use TF32, TensorRT may fuse and choose
+# half precision. Starting points, not measured: neither has been run.
+COARSER = {"CUDAExecutionProvider": 1e-3, "TensorrtExecutionProvider": 1e-2}
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Tolerance = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class ArtifactError(ValueError):
@@ -34,26 +46,39 @@ class Golden:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is. `sha256` covers model and golden vectors; `signature` is empty until keys are set up."""
+    """What an artifact is. `sha256` covers model and golden vectors; without a signing key `signature` is empty."""
 
     channel: Channel
-    version: int
+    version: Annotated[int, Field(ge=1)]
     parent: int
     contract_hash: str
-    sha256: str
-    training_step: int
-    created_unix_s: float
-    boundary: str  # "tick" or "episode": where a robot may swap it in
-    tolerance: float  # largest difference from the golden outputs on the CPU
-    threshold: float = 0.5  # classifier: lower bound above which a frame is a success
-    debounce_frames: int = 1
-    pessimism: float = 1.0
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    training_step: Count
+    created_unix_s: Finite
+    boundary: Literal["tick", "episode"]  # where a robot may swap it in; a classifier always waits for an episode's end
+    tolerance: Tolerance  # largest difference from the golden outputs on the CPU, and wherever nothing else is said
+    threshold: Share = 0.5  # classifier: lower bound above which a frame is a success
+    debounce_frames: Annotated[int, Field(ge=1)] = 1
+    pessimism: Finite = 1.0
     metrics: dict[str, float] = field(default_factory=dict)
     signature: str = ""
     format: int = FORMAT
+    tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(COARSER))  # by execution provider
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, default=lambda v: v.value)
+
+    def allowed(self, providers: Sequence[str]) -> float:
+        """Largest difference from the golden outputs for a session that got these providers, the first of which counts.
+
+        A provider that the manifest does not name has to be as exact as the CPU.
+        """
+        return (
+            self.tolerances.get(providers[0], self.tolerance) if providers and providers[0] != CPU else self.tolerance
+        )
+
+
+_MANIFEST = pydantic.TypeAdapter(Manifest)
 
 
 @dataclass(frozen=True)
@@ -75,14 +100,21 @@ class _Bundle:
 def manifest_from_json(text: str) -> Manifest:
     """Parse and check a manifest. Raises ArtifactError."""
     try:
-        data: dict[str, Any] = json.loads(text)
-        data["channel"] = Channel(data["channel"])
-        manifest = Manifest(**data)
-    except (ValueError, TypeError, KeyError) as error:
+        data: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"not a manifest: {error}") from None
-    if manifest.format != FORMAT:
-        raise ArtifactError(f"artifact format {manifest.format}; this version reads {FORMAT}")
-    return manifest
+    if not isinstance(data, dict):
+        raise ArtifactError("not a manifest: no JSON object")
+    if data.get("format", FORMAT) != FORMAT:
+        raise ArtifactError(f"artifact format {data['format']!r:.20}; this version reads {FORMAT}")
+    unknown = sorted(set(data) - {f.name for f in dataclasses.fields(Manifest)})
+    if unknown:
+        raise ArtifactError(f"not a manifest: unknown field {unknown[0]!r:.40}; update this machine's Steadyhand")
+    try:
+        return _MANIFEST.validate_python(data)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(f"not a manifest: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def digest(model: bytes, golden: Golden) -> str:

@@ -30,20 +30,6 @@ def main(argv: Sequence[str]) -> int:
     return cli.run_group("steadyhand bench", "bench", GROUP, USAGE, argv)
 
 
-def bare_flags(argv: Sequence[str], names: Sequence[str]) -> list[str]:
-    """`--check` and `--check true` as the `--check True` that settings expect, for each of `names`."""
-    words: list[str] = []
-    for i, word in enumerate(argv):
-        before = argv[i - 1] if i else ""
-        if before in names and word.lower() in ("true", "false"):
-            word = word.capitalize()
-        words.append(word)
-        following = argv[i + 1].lower() if i + 1 < len(argv) else ""
-        if word in names and following not in ("true", "false"):
-            words.append("True")
-    return words
-
-
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
     """Print a table for people: the first column names things, the others hold figures."""
     table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")

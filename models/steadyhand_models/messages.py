@@ -125,6 +125,8 @@ class BusState:
     temperature_c: F6
     voltage_v: F6
     current_a: F6
+    goal_stamp_ns: int = 0  # of the newest goal that went to the servos, 0 before the first
+    goal_written_ns: int = 0  # when it went to them
 
 
 @dataclass(frozen=True)
@@ -355,6 +357,7 @@ class ControlStatus:
     records: int  # written to the spool so far
     last_end: str
     message: str
+    engine: str = ""  # what computes the models, and why nothing faster does
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from steadyhand_models.settings import SettingsError
 from steadyhand_models.topics import endpoint
 from steadyhand_runtime import config
 from steadyhand_runtime.config import CameraDevice
+from steadyhand_runtime.liveness import Beat
 from steadyhand_runtime.telemetry import Log, StatFile
 
 U8 = npt.NDArray[np.uint8]
@@ -162,7 +163,9 @@ def serve(settings: config.RuntimeSettings, log: Log, stop: threading.Event) -> 
         thread.start()
     stats = StatFile(settings.paths.edge / "camera.json", 2.0, log)
     stuck = False
+    beat = Beat()
     while not stuck and not stop.wait(0.2):
+        beat()
         now_ns = time.monotonic_ns()
         if stats.due(now_ns):
             stats.write({t.camera.name: {"published": t.published, "reopened": t.reopened} for t in threads}, now_ns)

@@ -42,7 +42,9 @@ from steadyhand_runtime.swap import Models, Pace
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
+STARTED_AGAIN = "the control process was started again: press scene ready to go on"
 BLIND_LIMIT_S = 1.0  # shorter gaps only skip ticks: the goal expires and the bus holds
+OPERATOR_LIMIT_S = 3.0  # a takeover without its operator for so long is over, and waits for a person
 DRIVING = (Mode.POLICY, Mode.TAKEOVER)
 
 
@@ -56,6 +58,7 @@ class Inputs:
     drive: Drive | None = None
     heartbeat_ns: int | None = None
     pace: Pace = field(default_factory=Pace)
+    disk: str = ""  # why records cannot be kept at present
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,20 @@ class Outputs:
 
 
 class Control:
-    """The control loop of one robot and task. `first_episode` continues the numbering of a run that was interrupted."""
+    """The control loop of one robot and task. `first_episode` continues the numbering of a run that was interrupted.
 
-    def __init__(self, task: Task, settings: ControlSettings, models: Models, run: str, first_episode: int = 1) -> None:
+    One that was `restarted` may find the arm armed: nothing moves before a person resumes.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: ControlSettings,
+        models: Models,
+        run: str,
+        first_episode: int = 1,
+        restarted: bool = False,
+    ) -> None:
         contract = task.contract()
         self._task, self._settings, self._models, self._run = task, settings, models, run
         self._contract_hash, self._action_dims = contract.hash, len(contract.action)
@@ -80,15 +94,17 @@ class Control:
         self._events = EventBook(run)
         self._rng = np.random.default_rng(settings.seed)
         self._goal_ttl_ns = round(TOPICS["bus.goal"].stale_periods / task.rate_hz * NS_PER_S)
-        self.mode = Mode.IDLE
+        self.mode = Mode.FAULT if restarted else Mode.IDLE
         self._episode: Episode | None = None
         self._last: EpisodeRef | None = None
         self._last_end = ""
         self._next_episode = first_episode
         self._scene_ready = self._want_takeover = False
         self._tick = self._goals = self._written = 0
-        self._blind_since_ns = self._held_since_ns = 0
-        self._message = "waiting to be armed"
+        self._blind_since_ns = self._held_since_ns = self._mode_since_ns = 0
+        self._restarted = restarted
+        self._message = STARTED_AGAIN if restarted else "waiting to be armed"
+        self._fault_told = self._disk_told = ""
 
     def tick(self, now_ns: int, inputs: Inputs) -> Outputs:
         """One turn of the loop at now_ns."""
@@ -101,7 +117,7 @@ class Control:
         if episode is not None and isinstance(seen, Observation) and inputs.bus is not None:
             records += self._look(episode, seen, inputs.bus.refusals)
         wishes, replies = self._hear(inputs.events, records)
-        fault = self._fault(now_ns, inputs.bus, seen)
+        fault = self._fault(now_ns, inputs.bus, seen, inputs.heartbeat_ns)
         over = self._end(inputs.bus, fault, wishes, records)
         self._change_mode(now_ns, inputs.bus, seen, self._facts(now_ns, inputs, seen, fault, over, wishes))
         goal_rad = self._move(now_ns, inputs, seen)
@@ -149,7 +165,7 @@ class Control:
         by = ended.by if ended else None
         return EpisodeRef(episode.number, episode.started_ns, episode.classifier_version, episode.collected, by)
 
-    def _fault(self, now_ns: int, bus: BusState | None, seen: Observation | Blind) -> str:
+    def _fault(self, now_ns: int, bus: BusState | None, seen: Observation | Blind, heartbeat_ns: int | None) -> str:
         """Why the arm must not go on, or nothing."""
         if isinstance(seen, Observation):
             self._blind_since_ns = now_ns
@@ -159,6 +175,10 @@ class Control:
             blind_s = (now_ns - self._blind_since_ns) / NS_PER_S
             if blind_s > BLIND_LIMIT_S:
                 return seen.reason
+        if self.mode is Mode.TAKEOVER:
+            heard_ns = max(self._mode_since_ns, heartbeat_ns or 0)
+            if (now_ns - heard_ns) / NS_PER_S > OPERATOR_LIMIT_S:
+                return "operator_lost"
         if self.mode is Mode.RESET and self._reset_turn.failed:
             return "reset_timeout"
         return ""
@@ -206,9 +226,8 @@ class Control:
         self._want_takeover |= wishes.takeover
         wait_s = self._task.reset.scene_wait_s
         waited = wait_s > 0 and now_ns - self._held_since_ns >= wait_s * NS_PER_S
-        can_begin = isinstance(seen, Observation) or not in_hold
-        if fault:
-            self._message = fault
+        can_begin = (isinstance(seen, Observation) and not inputs.disk) or not in_hold
+        self._tell_trouble(fault, inputs.disk)
         return Facts(
             armed=bus is not None and bus.armed,
             estopped=bus is not None and bus.estopped,
@@ -222,11 +241,22 @@ class Control:
             episode_over=over,
         )
 
+    def _tell_trouble(self, fault: str, disk: str) -> None:
+        """Keep the operator's message true: a fault before a disk that refuses, and word when either is over."""
+        if fault or disk:
+            self._message = fault or f"no new episode: {disk}"
+        elif self._disk_told:
+            self._message = "everything is recorded again"
+        elif self._fault_told and self._restarted and self.mode is Mode.FAULT:
+            self._message = STARTED_AGAIN
+        self._fault_told, self._disk_told = fault, disk
+
     def _change_mode(self, now_ns: int, bus: BusState | None, seen: Observation | Blind, facts: Facts) -> None:
         before, self.mode = self.mode, next_mode(self.mode, facts)
         if self.mode is before:
             return
-        self._want_takeover = False
+        self._want_takeover = self._restarted = False
+        self._mode_since_ns = now_ns
         if self.mode is Mode.RESET and bus is not None:
             self._scene_ready = False
             self._reset.begin(now_ns, bus.position_rad)
@@ -316,5 +346,6 @@ class Control:
             inference_s=self._models.spent_s,
             records=self._written,
             last_end=self._last_end,
-            message=self._message,
+            message=self._models.alert or self._message,
+            engine=self._models.engine,
         )

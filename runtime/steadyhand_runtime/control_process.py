@@ -28,18 +28,20 @@ from steadyhand_models.messages import (
     OperatorEvent,
     Swap,
 )
-from steadyhand_models.registry import Registry
 from steadyhand_models.settings import SettingsError
 from steadyhand_models.task import Task
 from steadyhand_models.topics import TOPICS, endpoint
-from steadyhand_runtime import config, inference
+from steadyhand_runtime import config, model_host
 from steadyhand_runtime.clock import NS_PER_S, Clock, LatenessHistogram, MonotonicClock, Rate, realtime
 from steadyhand_runtime.config import RuntimeSettings
 from steadyhand_runtime.control import Control, Inputs, Outputs
+from steadyhand_runtime.liveness import Beat, restarts
+from steadyhand_runtime.punctual import punctual_context
 from steadyhand_runtime.recorder import EpisodeCounter, Recorder, StreamRecord, ThreadedRecorder
 from steadyhand_runtime.spool import Spool
-from steadyhand_runtime.swap import Models, Pace, Quarantine, Standby
+from steadyhand_runtime.swap import Pace
 from steadyhand_runtime.telemetry import Log, StatFile
+from steadyhand_runtime.timeline import Timeline
 
 STAT_PERIOD_S = 10.0
 LAST_WRITE_S = 10.0
@@ -61,10 +63,10 @@ class Waiting:
 class ControlSockets:
     """Control's side of every topic on the edge. A message that is not valid is logged and dropped."""
 
-    def __init__(self, folder: Path, cameras: Sequence[str], log: Log) -> None:
+    def __init__(self, folder: Path, cameras: Sequence[str], log: Log, priority: int = 0) -> None:
         """Raises UserError when an address cannot be bound."""
         self._log = log
-        self._context: zmq.Context[Socket] = zmq.Context()
+        self._context = punctual_context(priority)
         self._sockets: list[Socket] = []
         self._bus = self._open(zmq.SUB, endpoint(folder, "bus.state"), connect=True)
         self._goal = self._open(zmq.PUB, endpoint(folder, "bus.goal"), connect=True)
@@ -78,7 +80,7 @@ class ControlSockets:
         self._heard: list[list[bytes]] = []
         self._waiting: deque[Waiting] = deque()
 
-    def receive(self, pace: Pace) -> Inputs:
+    def receive(self, pace: Pace, disk: str = "") -> Inputs:
         """The newest of every stream, and every event since the last call."""
         for socket, kind in ((self._bus, BusState), (self._drive, Drive), (self._heartbeat, Heartbeat)):
             self._newest[kind] = self._decode(socket, kind) or self._newest.get(kind)
@@ -92,6 +94,7 @@ class ControlSockets:
             drive=self._newest[Drive],
             heartbeat_ns=beat.stamp_ns if beat is not None else None,
             pace=pace,
+            disk=disk,
         )
 
     def send(self, goal: Goal | None, status: ControlStatus) -> None:
@@ -173,16 +176,19 @@ class ControlProcess:
         self._task: Task = tasks.load(settings.task)
         paths = settings.paths
         paths.prepare()
-        inference.import_onnxruntime()  # here, because in the loop it would hold the interpreter for long
         contract = self._task.contract()
-        self._quarantine = Quarantine(paths.models / "quarantine.txt")
         self._rate = Rate(self._clock, self._task.rate_hz)
-        self._standby = Standby(Registry(paths.models), contract, self._quarantine, missed=lambda: self._rate.missed)
+        # Loads onnxruntime: here, because in the loop that would hold the interpreter for long.
+        self._host = model_host.make(settings, contract, lambda: self._rate.missed, log)
         counter = EpisodeCounter(paths.edge / "episode")
-        models = Models(self._standby, self._quarantine)
-        self.control = Control(self._task, settings.control, models, settings.run_id, counter.last + 1)
+        self.control = Control(
+            self._task, settings.control, self._host.models, settings.run_id, counter.last + 1, restarts() > 0
+        )
         self._sockets = ControlSockets(
-            config.private_folder(settings.socket_folder), [c.name for c in contract.cameras], log
+            config.private_folder(settings.socket_folder),
+            [c.name for c in contract.cameras],
+            log,
+            settings.control.realtime_priority,
         )
         self._spool = Spool(paths.spool)
         self._recorder = ThreadedRecorder(Recorder(self._spool, counter), log)
@@ -191,27 +197,34 @@ class ControlProcess:
         self._status: ControlStatus | None = None
         self._inference = LatenessHistogram()
         self._work = LatenessHistogram()
+        self._timeline = Timeline()
         self._written = 0
         self._late_s = (0.0, 0.0)
         self._degraded: list[str] = []
 
     def serve(self, stop: Callable[[], bool]) -> None:
         """Tick at the task's rate until `stop()`."""
-        self._standby.start()
+        self._host.start()
         self._prepare()
-        self._rate = Rate(self._clock, self._task.rate_hz)
+        self._rate = Rate(self._clock, self._task.rate_hz, phase_ns=0)
+        beat = Beat()
         try:
             while not stop():
                 self._rate.wait()
                 self._turn()
+                beat()
         finally:
             self._finish()
 
     def _turn(self) -> None:
         now_ns = self._clock.now_ns()
-        outputs = self.control.tick(now_ns, self._sockets.receive(self._pace()))
+        inputs = self._sockets.receive(self._pace(), self._recorder.trouble)
+        outputs = self.control.tick(now_ns, inputs)
         self._sockets.send(outputs.goal, outputs.status)
+        self._timeline.heard(inputs.bus)
+        self._timeline.used(now_ns, inputs, outputs.goal, self._clock.now_ns())
         self._record(outputs)
+        self._host.slack()
         self._work.add(self._clock.now_ns() - now_ns)
 
     def _record(self, outputs: Outputs) -> None:
@@ -244,7 +257,7 @@ class ControlProcess:
         complete = self._recorder.close(LAST_WRITE_S)
         self._log.info("control.stopped", ticks=self._rate.ticks, missed=self._rate.missed, complete=complete)
         self._sockets.answer([], self._written, self._recorder.committed)
-        self._standby.stop()
+        self._host.stop()
         self._sockets.close()
         self._spool.close()
 
@@ -266,13 +279,15 @@ class ControlProcess:
             "ticks": self._rate.ticks,
             "missed_ticks": self._rate.missed,
             "period_s": self._rate.period_ns / NS_PER_S,
-            **_spread("late", self._rate.lateness),
-            **_spread("work", self._work),
-            **_spread("inference", self._inference),
+            **self._rate.lateness.spread("late"),
+            **self._work.spread("work"),
+            **self._inference.spread("inference"),
+            **self._timeline.figures(),
             "records": self._written,
             "episode": status.episode if status is not None else 0,
             "policy_version": status.policy_version if status is not None else 0,
             "classifier_version": status.classifier_version if status is not None else 0,
+            "engine": self._host.figures(),
             "realtime_degraded": self._degraded,
         }
 
@@ -288,15 +303,6 @@ def _log_record(record: StreamRecord, log: Log) -> None:
         log.info("label", kind=record.kind, episode=record.episode, who=record.who, device=record.device)
     elif record.end is not None:
         log.info("episode.end", episode=record.episode, end=record.end, steps=record.seq, by=" ".join(record.reasons))
-
-
-def _spread(name: str, samples: LatenessHistogram) -> dict[str, Any]:
-    percentiles = {key: samples.percentile_ns(p) / NS_PER_S for key, p in (("p50", 50), ("p99", 99), ("p99.9", 99.9))}
-    return {
-        f"{name}_s": percentiles,
-        f"{name}_max_s": samples.max_ns / NS_PER_S,
-        f"{name}_histogram": [[edge_ns / NS_PER_S, count] for edge_ns, count in samples.nonzero_ns()],
-    }
 
 
 def main(argv: Sequence[str]) -> int:

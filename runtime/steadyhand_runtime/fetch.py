@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from steadyhand_models import artifact
+from steadyhand_models import artifact, signing
 from steadyhand_models.artifact import ArtifactError
 from steadyhand_models.messages import Channel, ModelChunk, ModelNotice, ModelRequest
 from steadyhand_models.registry import Registry
+from steadyhand_models.standing import Pins, Standings
 from steadyhand_runtime.telemetry import Log
 
 CHUNK_BYTES = 256 << 10
@@ -32,7 +33,13 @@ class Fetcher:
     interrupted download goes on where it stopped while the same bundle is offered.
     """
 
-    def __init__(self, registry: Registry, contract_hash: str, keep: int, log: Log) -> None:
+    def __init__(
+        self, registry: Registry, contract_hash: str, keep: int, log: Log, trusted_keys: Sequence[str] = ()
+    ) -> None:
+        """keep is how many versions of a channel stay, besides those in use or pinned; only artifacts signed with one
+        of `trusted_keys` are kept, any where there are none."""
+        self._trusted = tuple(trusted_keys)
+        self._standings, self._pins = Standings(registry.root), Pins(registry.root)
         self._registry = registry
         self._contract_hash = contract_hash
         self._keep = keep
@@ -114,6 +121,7 @@ class Fetcher:
             made = artifact.unpack(data, self._contract_hash)
             if (made.manifest.channel, made.manifest.version) != (notice.channel, notice.version):
                 raise ArtifactError(f"the bundle holds {made.manifest.channel.value} v{made.manifest.version}")
+            signing.check(made, self._trusted)
             self._registry.publish(made)
         except (ArtifactError, OSError) as error:
             self._give_up(notice, str(error))
@@ -137,8 +145,11 @@ class Fetcher:
         return max(fetching, self._registry.newest(channel) or 0)
 
     def _prune(self, channel: Channel) -> None:
+        standing = self._standings.read()[channel]
+        kept = {standing.version, standing.previous, self._pins.read().get(channel)}
         for version in self._registry.versions(channel)[: -self._keep]:
-            shutil.rmtree(self._registry.root / channel.value / f"v{version:06d}", ignore_errors=True)
+            if version not in kept:
+                self._registry.remove(channel, version)
 
 
 def _continues(download: _Download, chunk: ModelChunk) -> bool:

@@ -1,28 +1,26 @@
-"""Inference: one exported model in onnxruntime, checked against its golden vectors before anything relies on it.
-
-onnxruntime is imported when the first model is built, so that whoever only names these classes does not load it.
-"""
+"""Inference: one exported model in onnxruntime, checked against its golden vectors before anything relies on it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from steadyhand_models.artifact import Artifact, ArtifactError, Manifest
-from steadyhand_models.cli import UserError, two_onnxruntimes
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel
+from steadyhand_runtime import engine as engines
+from steadyhand_runtime.cutoff import Cutoff
+from steadyhand_runtime.engine import Engine
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-CPU = ("CPUExecutionProvider",)
 OUTPUTS = {Channel.POLICY: "action", Channel.CLASSIFIER: "probability"}
 MAX_HEADS = 64
+FIRST_CALLS_S = 5.0  # a GPU prepares its kernels in the first calls
 
 
 class ModelFailure(RuntimeError):
@@ -32,16 +30,22 @@ class ModelFailure(RuntimeError):
 class Model:
     """One artifact's session with its buffers bound once: a call copies the inputs in and the output out.
 
-    `last_s` is how long the last call took. Not thread-safe.
+    `last_s` is how long the last call took. With a cutoff, a call that outlives `limit_s` fails; 0 is no limit. Not
+    thread-safe.
     """
 
-    def __init__(self, artifact: Artifact, contract: Contract, providers: Sequence[str] = CPU) -> None:
+    def __init__(
+        self, artifact: Artifact, contract: Contract, engine: Engine | None = None, cutoff: Cutoff | None = None
+    ) -> None:
         """Build the session. Raises ArtifactError when the graph is not what the contract says, UserError when
-        onnxruntime is missing, doubled, or does not give the providers."""
+        onnxruntime is missing, doubled, or does not give the engine's providers."""
         self.manifest: Manifest = artifact.manifest
         self.last_s = 0.0
-        self._session = _session(artifact, providers)
+        self.limit_s = FIRST_CALLS_S
+        self._cutoff = cutoff
         self._name = f"{self.manifest.channel.value} v{self.manifest.version}"
+        self._session = engines.session(artifact.model, engine or Engine(), self._name)
+        self._options = engines.import_onnxruntime().RunOptions
         state, action = len(contract.state), len(contract.action)
         wanted: dict[str, npt.NDArray[Any]] = {"frames": np.zeros((1, *contract.frames_shape), np.uint8)}
         if self.manifest.channel is Channel.POLICY:
@@ -68,10 +72,9 @@ class Model:
             self._inputs["state"][0] = state
             self._inputs["noise"][0] = noise
         try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # onnxruntime's exceptions share no base of their own
-            raise ModelFailure(f"{self._name}: {str(error)[:300]}") from None
-        self.last_s = time.perf_counter() - start_s
+            self._compute()
+        finally:
+            self.last_s = time.perf_counter() - start_s
         if not np.isfinite(self._output).all():
             raise ModelFailure(f"{self._name}: output is not finite")
         return self._output[0].copy()
@@ -87,8 +90,7 @@ class Model:
                 off = float(np.abs(got - golden.output[i]).max())
             except (ModelFailure, ValueError) as error:
                 raise ArtifactError(f"{self._name}: golden sample {i}: {error}") from None
-            if not off <= self.manifest.tolerance:
-                limit = self.manifest.tolerance
+            if not off <= (limit := self.manifest.allowed(self.providers)):
                 raise ArtifactError(f"{self._name}: golden sample {i} is off by {off:.2g}, allowed {limit:.2g}")
 
     def warm(self, runs: int) -> float:
@@ -99,6 +101,20 @@ class Model:
             self.run(*zeros)
             took.append(self.last_s)
         return float(np.median(took))
+
+    def _compute(self) -> None:
+        options = self._options()
+        options.log_severity_level = 4  # fatal: what goes wrong is told by the exception
+        if self._cutoff is not None and self.limit_s > 0:
+            self._cutoff.begin(options, self.limit_s)
+        try:
+            self._session.run_with_iobinding(self._binding, options)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            reason = f"cut off after {self.limit_s:.2g} s" if options.terminate else str(error)[:300]
+            raise ModelFailure(f"{self._name}: {reason}") from None
+        finally:
+            if self._cutoff is not None:
+                self._cutoff.end()
 
     def _check_inputs(self, wanted: dict[str, npt.NDArray[Any]]) -> None:
         got = {i.name: (i.type, list(i.shape)) for i in self._session.get_inputs()}
@@ -128,39 +144,8 @@ class Model:
         return binding
 
 
-def load(artifact: Artifact, contract: Contract, providers: Sequence[str] = CPU) -> Model:
+def load(artifact: Artifact, contract: Contract, engine: Engine | None = None, cutoff: Cutoff | None = None) -> Model:
     """Build one verified artifact and reproduce its golden vectors. Raises ArtifactError or UserError."""
-    model = Model(artifact, contract, providers)
+    model = Model(artifact, contract, engine, cutoff)
     model.check_golden(artifact.golden)
     return model
-
-
-def import_onnxruntime() -> Any:
-    """onnxruntime, imported. Raises UserError when it is missing, or when two distributions of it are installed."""
-    doubled = two_onnxruntimes()
-    if doubled:
-        raise UserError(doubled)
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("onnxruntime is not installed: pip install 'steadyhand[edge]'") from None
-    return onnxruntime
-
-
-def _session(artifact: Artifact, providers: Sequence[str]) -> Any:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(artifact.model, options, providers=list(providers))
-    except Exception as error:  # onnxruntime's exceptions share no base of their own
-        name = f"{artifact.manifest.channel.value} v{artifact.manifest.version}"
-        raise ArtifactError(f"{name}: onnxruntime cannot build it: {str(error)[:300]}") from None
-    # A provider that cannot start is silently replaced by the CPU's.
-    missing = [p for p in providers if p not in session.get_providers()]
-    if missing:
-        raise UserError(f"onnxruntime gave {session.get_providers()} instead of {', '.join(missing)}")
-    return session

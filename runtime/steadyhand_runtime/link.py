@@ -32,6 +32,7 @@ from steadyhand_models.settings import SettingsError
 from steadyhand_runtime import config
 from steadyhand_runtime.config import LinkSettings
 from steadyhand_runtime.fetch import Fetcher
+from steadyhand_runtime.liveness import Beat
 from steadyhand_runtime.spool import Spool, SpoolError
 from steadyhand_runtime.telemetry import Log, StatFile
 
@@ -82,7 +83,7 @@ class Link:
         edge = f"{settings.edge}.{spool.identity}"
         self._hello = wire.encode(Hello(edge, _boot_id(), run, contract.hash, contract.to_json()))
         self._run = run
-        self._fetcher = Fetcher(registry, contract.hash, settings.keep_models, self._log)
+        self._fetcher = Fetcher(registry, contract.hash, settings.keep_models, self._log, settings.trusted_keys)
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._down_since_ns = now_ns()
@@ -360,7 +361,9 @@ def main(argv: Sequence[str]) -> int:
     contract = task.load(settings.task).contract()
     link = Link(settings.link, settings.run_id, contract, spool, Registry(paths.models), log)
     stats = StatFile(paths.edge / "link.json", 2.0, log)
+    beat = Beat()
     while not stopping:
+        beat()
         try:
             link.poll(POLL_MS)
         except SpoolError as error:

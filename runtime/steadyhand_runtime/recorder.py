@@ -64,6 +64,7 @@ class ThreadedRecorder:
         self._recorder, self._log = recorder, log
         self._jobs: queue.SimpleQueue[Sequence[StreamRecord] | Callable[[], None] | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
+        self.trouble = ""  # why nothing can be written at present
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
@@ -98,7 +99,9 @@ class ThreadedRecorder:
         while not self._given_up.is_set():
             try:
                 self._recorder.write(records)
+                self.trouble = ""
                 return
             except (SpoolError, OSError) as error:
+                self.trouble = str(error)
                 self._log.error("record.unwritten", every_s=10.0, waiting=self._jobs.qsize() + 1, reason=error)
                 self._given_up.wait(RETRY_S)

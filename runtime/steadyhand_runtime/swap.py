@@ -1,48 +1,26 @@
-"""Hot swap: artifacts are verified, built and warmed off the control thread, and change hands between two ticks."""
+"""Hot swap: prepared models change hands between two ticks, and back again when one does not keep its promise."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from steadyhand_models.artifact import Artifact, ArtifactError, Manifest, verify
-from steadyhand_models.cli import UserError
-from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel, Swap, SwapOutcome
-from steadyhand_models.registry import Registry
-from steadyhand_runtime import inference
+from steadyhand_models.runqueue import RunQueue
+from steadyhand_models.standing import Quarantine
 from steadyhand_runtime.inference import ModelFailure
+from steadyhand_runtime.probation import Probation
+from steadyhand_runtime.shadow import Sample
+from steadyhand_runtime.standby import InForce, Loaded, Refusal, Staged, Standby
+
+__all__ = ["Loaded", "Models", "Pace", "Quarantine", "Refusal", "Slot", "Staged", "Standby"]
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
-WARM_RUNS = 10
-LOOK_PERIOD_S = 0.2
-BUDGET_SHARE = 0.5  # of the control period, for one call of one model
-
-
-class Loaded(Protocol):
-    """A model that is ready to be called."""
-
-    manifest: Manifest
-    last_s: float
-
-    @property
-    def version(self) -> int: ...
-
-    def run(self, frames: U8, state: F32 | None = None, noise: F32 | None = None) -> F32: ...
-
-    def warm(self, runs: int) -> float: ...
-
-
-Build = Callable[[Artifact, Contract], Loaded]
+ALERT_TICKS = 100  # how long the operator is told of a rollback
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,153 +34,35 @@ class Pace:
     late_max_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A model that waits for its boundary; `missed_before` were missed when its build began."""
-
-    model: Loaded
-    build_s: float
-    missed_before: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An artifact that will not be used."""
-
-    channel: Channel
-    version: int
-    reason: str
-    build_s: float
-
-
-class Quarantine:
-    """Hashes of artifacts that failed while in use, remembered across restarts in a text file, one a line."""
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        known = path.read_text(encoding="ascii").split() if path is not None and path.is_file() else []
-        self._hashes = set(known)
-        self._unsaved: list[str] = []
-
-    def __contains__(self, sha256: str) -> bool:
-        return sha256 in self._hashes
-
-    def add(self, sha256: str) -> None:
-        """Never blocks: the file follows at the next `save`."""
-        self._hashes.add(sha256)
-        self._unsaved.append(sha256)
-
-    def save(self) -> None:
-        if self._path is None:
-            self._unsaved.clear()
-        while self._unsaved and self._path is not None:
-            with self._path.open("a", encoding="ascii") as file:
-                file.write(self._unsaved[0] + "\n")
-            self._unsaved.pop(0)
-
-
-class Standby:
-    """Prepares the newest artifact of each channel. `look` does one round; `start` does so in a thread of its own."""
-
-    def __init__(
-        self,
-        registry: Registry,
-        contract: Contract,
-        quarantine: Quarantine,
-        build: Build = inference.load,
-        missed: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self._registry, self._contract, self._quarantine = registry, contract, quarantine
-        self._build, self._missed = build, missed
-        self._budget_s = BUDGET_SHARE / contract.rate_hz
-        self._seen = dict.fromkeys(Channel, 0)
-        self._staged: dict[Channel, Staged] = {}
-        self._refused: list[Refusal] = []
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def look(self) -> None:
-        """Stage the newest usable artifact of each channel that is newer than the last one looked at."""
-        self._quarantine.save()
-        for channel in Channel:
-            news = [v for v in self._registry.versions(channel) if v > self._seen[channel]]
-            for version in reversed(news):
-                if self._prepare(channel, version):
-                    break
-            self._seen[channel] = max([self._seen[channel], *news])
-
-    def take(self, channel: Channel) -> Staged | None:
-        """What waits for this channel's boundary; called from the control thread, never blocks."""
-        return self._staged.pop(channel, None)
-
-    def refusals(self) -> list[Refusal]:
-        """What was refused since the last call."""
-        found = []
-        while self._refused:
-            found.append(self._refused.pop(0))
-        return found
-
-    def start(self) -> None:
-        """Look now, so that the first tick has what was current, and from now on in a thread."""
-        self.look()
-        self._thread = threading.Thread(target=self._watch, name="standby", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._quarantine.save()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(LOOK_PERIOD_S):
-            try:
-                self.look()
-            except OSError:
-                continue  # a folder that cannot be read now is looked at again; the current models stay
-
-    def _prepare(self, channel: Channel, version: int) -> bool:
-        start_s, missed_before = time.perf_counter(), self._missed()
-        try:
-            artifact = self._registry.load(channel, version)
-            self._check(artifact, channel, version)
-            model = self._build(artifact, self._contract)
-            call_s = model.warm(WARM_RUNS)
-            if call_s > self._budget_s:
-                raise ArtifactError(f"a call takes {call_s * 1e3:.0f} ms, allowed {self._budget_s * 1e3:.0f} ms")
-        except (ArtifactError, UserError, ModelFailure, OSError) as error:
-            self._refused.append(Refusal(channel, version, str(error), time.perf_counter() - start_s))
-            return False
-        self._staged[channel] = Staged(model, time.perf_counter() - start_s, missed_before)
-        return True
-
-    def _check(self, artifact: Artifact, channel: Channel, version: int) -> None:
-        manifest = artifact.manifest
-        if (manifest.channel, manifest.version) != (channel, version):
-            claim = f"{manifest.channel.value} v{manifest.version}"
-            raise ArtifactError(f"{channel.value} v{version}: its manifest says {claim}")
-        verify(artifact, self._contract.hash)
-        if manifest.sha256 in self._quarantine:
-            raise ArtifactError(f"{channel.value} v{version}: in quarantine since it failed on this robot")
-
-
 class Slot:
-    """One channel's model in force, and the one before it, still hot."""
+    """One channel's model in force, and the last one that can be relied on, still hot."""
 
     def __init__(self) -> None:
         self.current: Loaded | None = None
         self.previous: Loaded | None = None
+        self.probation: Probation | None = None
         self.since_ns = 0
 
     @property
     def version(self) -> int:
         return self.current.version if self.current is not None else 0
 
-    def put(self, model: Loaded, now_ns: int) -> None:
-        self.current, self.previous, self.since_ns = model, self.current, now_ns
+    @property
+    def in_force(self) -> InForce:
+        """What standby has to know."""
+        if self.current is None:
+            return InForce()
+        previous = self.previous.version if self.previous is not None else 0
+        return InForce(self.version, self.current.manifest.sha256, previous, self.probation is None)
+
+    def put(self, model: Loaded, now_ns: int, probation: Probation | None = None) -> None:
+        """A new model in force. One still on probation is not kept to fall back to, unless it is all there is."""
+        if self.probation is None or self.previous is None:
+            self.previous = self.current
+        self.current, self.probation, self.since_ns = model, probation, now_ns
 
     def fall_back(self, now_ns: int) -> None:
-        self.current, self.previous, self.since_ns = self.previous, None, now_ns
+        self.current, self.previous, self.probation, self.since_ns = self.previous, None, None, now_ns
 
 
 class Models:
@@ -212,13 +72,22 @@ class Models:
     of a rollback names the version that failed, and as `previous` the one in force from then on.
     """
 
-    def __init__(self, standby: Standby, quarantine: Quarantine) -> None:
-        self._standby, self._quarantine = standby, quarantine
+    def __init__(self, standby: Standby, quarantine: Quarantine, engine: str = "") -> None:
+        """`engine` says what computes, for the status."""
+        self._standby, self._quarantine, self.engine = standby, quarantine, engine
         self.policy, self.classifier = Slot(), Slot()
+        self._slots = {Channel.POLICY: self.policy, Channel.CLASSIFIER: self.classifier}
         self._unsettled: list[tuple[Swap, int]] = []
         self._records: list[Swap] = []
         self._tick, self._now_ns = 0, 0
+        self._alert, self._alert_until = "", 0
+        self._queue: RunQueue | None = None
         self.spent_s = 0.0  # in calls of this tick
+
+    @property
+    def alert(self) -> str:
+        """What the operator must know about a rollback, for a while."""
+        return self._alert if self._tick < self._alert_until else ""
 
     def turn(self, tick: int, now_ns: int, pace: Pace, policy_free: bool, episode_free: bool) -> None:
         """Settle the last tick's swaps and make those whose boundary this is.
@@ -234,48 +103,86 @@ class Models:
                 self._record(SwapOutcome.REFUSED, refusal.channel, refusal.version, refusal.reason, refusal.build_s)
             )
         if policy_free:
-            self._swap(Channel.POLICY, self.policy, pace)
+            self._swap(Channel.POLICY, pace, episode_free)
         if episode_free:
-            self._swap(Channel.CLASSIFIER, self.classifier, pace)
+            self._swap(Channel.CLASSIFIER, pace, episode_free)
 
     def act(self, frames: U8, state: F32, noise: F32) -> F32 | None:
         """The policy's action (A,), or None without a policy. A policy that fails is rolled back within the call."""
-        return self._run(Channel.POLICY, self.policy, frames, state, noise)
+        return self._run(Channel.POLICY, frames, state, noise)
 
     def judge(self, frames: U8) -> F32 | None:
         """The classifier's probabilities (heads,), or None without one."""
-        return self._run(Channel.CLASSIFIER, self.classifier, frames, None, None)
+        return self._run(Channel.CLASSIFIER, frames, None, None)
 
     def records(self) -> list[Swap]:
         """What became of artifacts since the last call."""
         taken, self._records = self._records, []
         return taken
 
-    def _run(self, channel: Channel, slot: Slot, frames: U8, state: F32 | None, noise: F32 | None) -> F32 | None:
-        while slot.current is not None:
+    def _run(self, channel: Channel, frames: U8, state: F32 | None, noise: F32 | None) -> F32 | None:
+        slot = self._slots[channel]
+        queue = self._queue = self._queue or RunQueue()
+        while (model := slot.current) is not None:
+            waited_s = queue.delay_s()
             try:
-                output = slot.current.run(frames, state, noise)
-                self.spent_s += slot.current.last_s
-                return output
-            except ModelFailure as error:
-                self._roll_back(channel, slot, str(error))
+                output = model.run(frames, state, noise)
+            except Exception as error:  # whatever a model raises, the one before it goes on within this call
+                reason = str(error) if isinstance(error, ModelFailure) else f"{type(error).__name__}: {error}"
+                self.spent_s += model.last_s
+                self._roll_back(channel, slot, reason)
+                continue
+            self.spent_s += model.last_s
+            self._standby.recent[channel].add(Sample(frames, state, noise, output))
+            self._watch(channel, slot, model, model.last_s - (queue.delay_s() - waited_s))
+            return output
         return None
 
-    def _swap(self, channel: Channel, slot: Slot, pace: Pace) -> None:
-        staged = self._standby.take(channel)
+    def _watch(self, channel: Channel, slot: Slot, model: Loaded, cost_s: float) -> None:
+        """Count a call of a model on probation; a slow one goes, if there is another to go back to."""
+        if slot.probation is None:
+            return
+        reason = slot.probation.call(cost_s)
+        # The call after a slow one is cut off at the budget, so that the rollback does not take a third period.
+        warned = slot.probation.slow > 0 and slot.previous is not None and not slot.probation.over
+        model.limit_s = self._standby.budget_s if warned else self._standby.limit_s
+        if reason and slot.previous is not None:
+            self._roll_back(channel, slot, reason)
+        elif slot.probation.over:
+            slot.probation = None
+            self._standby.in_force[channel] = slot.in_force
+
+    def _swap(self, channel: Channel, pace: Pace, episode_free: bool) -> None:
+        staged = self._standby.take(channel, episode_free)
         if staged is None:
             return
-        swap = self._record(SwapOutcome.SWAPPED, channel, staged.model.version, "", staged.build_s, slot.version)
+        slot, calls = self._slots[channel], self._standby.rules.probation_calls
+        before, version = slot.version, staged.model.version
+        slot.put(staged.model, self._now_ns, None if staged.proven else Probation(calls, self._standby.budget_s))
+        if staged.instead_of:
+            slot.previous = None  # what a person has put in quarantine is nothing to fall back to
+        self._standby.in_force[channel] = slot.in_force
+        if staged.instead_of:
+            self._tell(channel, staged.instead_of, version)
+            swap = self._record(SwapOutcome.ROLLED_BACK, channel, before, staged.instead_of, staged.build_s, version)
+        else:
+            swap = self._record(SwapOutcome.SWAPPED, channel, version, "", staged.build_s, before)
         self._unsettled.append((replace(swap, lateness_s=pace.lateness_s), staged.missed_before))
-        slot.put(staged.model, self._now_ns)
 
     def _roll_back(self, channel: Channel, slot: Slot, reason: str) -> None:
         failed = slot.current
         if failed is None:
             return
-        self._quarantine.add(failed.manifest.sha256)
         slot.fall_back(self._now_ns)
+        # In this order: what is in force and in quarantine at once was put there by a person.
+        self._standby.in_force[channel] = slot.in_force
+        self._quarantine.add(failed.manifest.sha256)
+        self._tell(channel, f"v{failed.version} was rolled back: {reason}", slot.version)
         self._records.append(self._record(SwapOutcome.ROLLED_BACK, channel, failed.version, reason, 0.0, slot.version))
+
+    def _tell(self, channel: Channel, what: str, version: int) -> None:
+        now = f"v{version} is in force" if version else f"there is no {channel.value} now"
+        self._alert, self._alert_until = f"{channel.value} {what}; {now}", self._tick + ALERT_TICKS
 
     def _record(
         self, outcome: SwapOutcome, channel: Channel, version: int, reason: str, build_s: float, previous: int = 0

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from steadyhand_models import signing
 from steadyhand_models.artifact import Artifact
 from steadyhand_models.messages import Channel, Swap
 from steadyhand_models.registry import Registry
@@ -68,9 +69,13 @@ class Schedule:
 class Publisher:
     """Writes artifacts to the registry and announces them."""
 
-    def __init__(self, registry: Registry, announce: Callable[[Channel, int], None]) -> None:
+    def __init__(
+        self, registry: Registry, announce: Callable[[Channel, int], None], private_key: bytes | None = None
+    ) -> None:
+        """private_key (32 bytes, Ed25519) signs every artifact; without one they go out unsigned."""
         self.registry = registry
         self._announce = announce
+        self._private_key = private_key
 
     def newest(self, channel: Channel) -> int:
         """Newest published version; 0 before the first."""
@@ -78,6 +83,8 @@ class Publisher:
 
     def publish(self, artifact: Artifact) -> Path:
         """Make one artifact durable, then tell the robots. Raises ArtifactError when its version does not rise."""
+        if self._private_key is not None:
+            artifact = signing.sign(artifact, self._private_key)
         manifest = artifact.manifest
         folder = self.registry.publish(artifact)
         self._announce(manifest.channel, manifest.version)

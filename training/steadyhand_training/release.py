@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
+from steadyhand_models import keys
 from steadyhand_models.artifact import Artifact
-from steadyhand_models.messages import Channel, Swap
+from steadyhand_models.messages import Channel, Swap, SwapOutcome
 from steadyhand_models.registry import Registry
 from steadyhand_training import log
 from steadyhand_training.ingest import Ingest
@@ -20,7 +21,7 @@ LOOK_S = 0.05
 
 
 class Release:
-    """One trainer's way out. `message` says what could not be published, in words."""
+    """One trainer's way out. `message` says what could not be published or run, in words."""
 
     def __init__(
         self, ingest: Ingest, registry: Registry, memory: Memory, reporter: Reporter, settings: PublishSettings
@@ -29,7 +30,7 @@ class Release:
         self.schedule = Schedule(settings)
         self.standings = Standings(memory, registry, settings)
         self.message = ""
-        self._publisher = Publisher(registry, ingest.announce)
+        self._publisher = Publisher(registry, ingest.announce, keys.load(keys.default_path()))
         self._ingest, self._memory, self._reporter = ingest, memory, reporter
 
     def newest(self, channel: Channel) -> int:
@@ -43,9 +44,12 @@ class Release:
         self.standings.recall()
 
     def answered(self, swap: Swap) -> None:
-        """A robot said what became of an artifact."""
+        """A robot said what became of an artifact; one that it would not run is told to the person here."""
         self.schedule.answered(swap)
         self._reporter.event("swap", swap)
+        refused = swap.outcome is not SwapOutcome.SWAPPED
+        what = f"{swap.channel.value} v{swap.version} was {swap.outcome.value.replace('_', ' ')} by the robot"
+        self.message = f"{what}: {swap.reason}" if refused else ""
 
     def policy_due(self, now_s: float, updates: int) -> bool:
         """Whether the learner's own policy should go out now."""

@@ -50,9 +50,7 @@ class BenchBusSettings:
 
 def main(argv: Sequence[str]) -> int:
     """`steadyhand bench bus`: 0, or 1 with --check when a target is missed."""
-    chosen = settings.parse_command_line(
-        BenchBusSettings, argv, "steadyhand bench bus", BenchBusSettings.__doc__ or ""
-    )
+    chosen = settings.parse_command_line(BenchBusSettings, argv, "steadyhand bench bus", BenchBusSettings.__doc__ or "")
     try:
         measured = measure(chosen)
     except ServosError as error:

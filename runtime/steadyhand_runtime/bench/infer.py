@@ -72,9 +72,8 @@ Slices = dict[tuple[str, float], list[Timing]]
 
 def main(argv: Sequence[str]) -> int:
     """`steadyhand bench infer`: 0, or 1 with --check when a target is missed."""
-    words = bench.bare_flags(argv, ["--check"])
     description = BenchInferSettings.__doc__ or ""
-    chosen = settings.parse_command_line(BenchInferSettings, words, "steadyhand bench infer", description)
+    chosen = settings.parse_command_line(BenchInferSettings, argv, "steadyhand bench infer", description)
     with tempfile.TemporaryDirectory(prefix="steadyhand-bench-") as folder, Console(stderr=True).status("") as status:
         slices = measure(chosen, Path(folder), status.update)
     rows = {key: summarise(*key, timings) for key, timings in slices.items()}

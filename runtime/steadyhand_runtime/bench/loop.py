@@ -69,8 +69,9 @@ class Worker:
     def run(self, wanted: Slice) -> Measured:
         """Raises UserError when the process has ended."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(dataclasses.asdict(wanted)) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # the missing answer says it
+            self._process.stdin.write(json.dumps(dataclasses.asdict(wanted)) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise UserError("the process that measures has ended; run the bench again")
@@ -78,13 +79,13 @@ class Worker:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
 
 
 def main(argv: Sequence[str]) -> int:
     """`steadyhand bench loop`: 0, or 1 with --check when a target is missed."""
-    words = bench.bare_flags(argv, ["--check"])
-    chosen = settings.parse_command_line(LoopSettings, words, "steadyhand bench loop", LoopSettings.__doc__ or "")
+    chosen = settings.parse_command_line(LoopSettings, argv, "steadyhand bench loop", LoopSettings.__doc__ or "")
     findings = measure(chosen)
     judged = targets(findings.found, findings.ours_drift, findings.naive_drift, findings.wire)
     show(findings, judged)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from steadyhand_runtime.clock import NS_PER_S, MonotonicClock, Rate, realtime, runqueue_delay_ns, timer_slack
 
-PRIORITY = 45
+PRIORITY = 70  # above a robot's processes that may run on this machine too: they are not the load that is meant
+STARTED_WITH = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else 0
 WORK_TURNS = 2000  # about 0.1 ms of Python, so that a tick is not empty
 
 
@@ -113,7 +114,8 @@ def _naive(wanted: Slice) -> _Turns:
 def _schedule(wanted: Slice) -> str:
     """What the runtime asks the system for, or what a naive loop has; why priority was not granted, or nothing."""
     if hasattr(os, "sched_setscheduler"):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        # As this process was started: then it competes with the load, which inherits the same, on equal terms.
+        os.sched_setscheduler(0, STARTED_WITH, os.sched_param(0))
     if wanted.kind is Kind.NAIVE:
         timer_slack(0)
         return ""

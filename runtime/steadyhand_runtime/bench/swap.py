@@ -70,9 +70,8 @@ class Target:
 
 def main(argv: Sequence[str]) -> int:
     """`steadyhand bench swap`: 0, or 1 with --check when a target is missed."""
-    words = bench.bare_flags(argv, ["--check"])
     description = BenchSwapSettings.__doc__ or ""
-    chosen = settings.parse_command_line(BenchSwapSettings, words, "steadyhand bench swap", description)
+    chosen = settings.parse_command_line(BenchSwapSettings, argv, "steadyhand bench swap", description)
     with tempfile.TemporaryDirectory(prefix="steadyhand-bench-") as folder, Console(stderr=True).status("") as status:
         results, rollbacks = measure(chosen, Path(folder), status.update)
     spent = {stack: summarise(done) for stack, done in results.items()}

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from steadyhand_models.messages import Channel, SwapOutcome
 from steadyhand_models.registry import Registry
 from steadyhand_models.runqueue import RunQueue
 from steadyhand_models.standing import Quarantine
-from steadyhand_runtime import inference
+from steadyhand_runtime import inference, standby
 from steadyhand_runtime.clock import NS_PER_S, MonotonicClock, Rate, realtime
 from steadyhand_runtime.cutoff import Cutoff
 from steadyhand_runtime.model_host import CUTOFF_LOOKS
+from steadyhand_runtime.priority import fifo
 from steadyhand_runtime.standby import Standby
 from steadyhand_runtime.swap import Models, Pace
 
@@ -134,21 +136,24 @@ class Bench:
         good = Registry(Path(job.samples) / "good")
         self._policies = [good.load(Channel.POLICY, v) for v in good.versions(Channel.POLICY)]
         self.registry.publish(good.load(Channel.CLASSIFIER, 1))
+        # In a thread, as on a robot in another process: a slow disk is not what is measured.
+        self._publisher = ThreadPoolExecutor(1, initializer=fifo, initargs=(standby.PRIORITY,))
         self.published = 0
         self.publish()
+        self._publisher.submit(lambda: None).result()
         self._contract = contract = task.load("lift").contract()
         self._quarantine = Quarantine(folder / "quarantine.txt")
-        self._cutoff = Cutoff(1.0 / contract.rate_hz / CUTOFF_LOOKS)
+        self._cutoff = Cutoff(1.0 / contract.rate_hz / CUTOFF_LOOKS, PRIORITY + 1)
         self.standby = Standby(self.registry, contract, self._quarantine, self._build)
         self.models = Models(self.standby, self._quarantine)
         self.loop = Loop(job, self.models, self.standby.slack)
 
     def publish(self, artifact: Artifact | None = None) -> int:
-        """Put the next version there: a good policy in turn, or the one given."""
+        """Have the next version put there: a good policy in turn, or the one given. Does not wait for it."""
         self.published += 1
         made = artifact or self._policies[self.published % len(self._policies)]
         manifest = dataclasses.replace(made.manifest, version=self.published)
-        self.registry.publish(dataclasses.replace(made, manifest=manifest))
+        self._publisher.submit(self.registry.publish, dataclasses.replace(made, manifest=manifest))
         return self.published
 
     def start(self) -> list[str]:
@@ -165,6 +170,7 @@ class Bench:
         return degraded
 
     def stop(self) -> None:
+        self._publisher.shutdown()
         self.standby.stop()
         self._cutoff.stop()
 
