@@ -148,6 +148,12 @@ def test_classifier_quality_is_counted_per_version_against_truth(run: Path) -> N
     assert first["frame_false_positive_rate"] == pytest.approx(9 / 15)
 
 
+def test_episodes_that_a_false_success_ended_are_counted_and_told(run: Path) -> None:
+    summary = report.summarise(gather(run))
+    assert summary["false_successes"] == {"episodes": 1, "of": 5, "last_20": 1}
+    assert "a false success ended 1 of the policy's 5 episodes, 1 of its last 20" in report.headline(summary)
+
+
 def test_success_alone_leaves_takeovers_out(run: Path) -> None:
     summary = report.summarise(gather(run))
     assert [p["rate"] for p in summary["autonomous_success"]] == pytest.approx([0, 1 / 2, 1 / 3, 2 / 4, 2 / 5])

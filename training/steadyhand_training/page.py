@@ -62,7 +62,7 @@ def _if(there: Any, draw: Any) -> str:
 
 
 def _key_figures(summary: dict[str, Any]) -> str:
-    evaluation = summary["evaluation"]
+    evaluation, false = summary["evaluation"], summary["false_successes"]
     shown = {
         "final policy, alone": percent(plots.success_rate(evaluation.get("final", {}))),
         "behaviour cloning": percent(plots.success_rate(evaluation.get("behaviour_cloning", {}))),
@@ -72,6 +72,7 @@ def _key_figures(summary: dict[str, Any]) -> str:
         "classifiers swapped in": summary["versions"]["classifier"]["swapped"],
         "ticks missed at swaps": summary["versions"]["ticks_missed_at_swaps"],
         "flags": summary["labels"]["flags"],
+        "episodes that a false success ended": f"{false['episodes']} of {false['of']}",
     }
     cells = "".join(f"<div><b>{html.escape(str(v))}</b>{html.escape(k)}</div>" for k, v in shown.items())
     return f'<div class="key">{cells}</div>'

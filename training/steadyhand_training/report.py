@@ -61,6 +61,11 @@ def summarise(facts: RunFacts) -> dict[str, Any]:
         "autonomous_success": _success_over_time(facts),
         "takeover_rate": _takeover_rate(facts.policy_episodes),
         "takeover_rate_last_20": _takeover_rate(facts.policy_episodes[-20:]),
+        "false_successes": {
+            "episodes": sum(e.false_positive for e in facts.policy_episodes),
+            "of": len(facts.policy_episodes),
+            "last_20": sum(e.false_positive for e in facts.policy_episodes[-20:]),
+        },
         "versions": _versions(facts),
         "best": {name: _best(facts.book(name == "truth")) for name in ("truth", "verdict")},
         "swaps": [_swap(facts, i) for i in range(len(facts.swaps))],
@@ -210,13 +215,15 @@ def _rate_hz(facts: RunFacts) -> float:
 def headline(summary: dict[str, Any]) -> list[str]:
     """What a person wants to know first, line by line."""
     steps, versions, labels = summary["steps"], summary["versions"], summary["labels"]
-    policy, classifier = versions["policy"], versions["classifier"]
+    policy, classifier, false = versions["policy"], versions["classifier"], summary["false_successes"]
     lines = [
         f"{steps['journal']} steps in {len(summary['episodes'])} episodes, {summary['duration_s'] / 60:.1f} minutes; "
         f"takeovers {page.percent(summary['takeover_rate'])} of the steps",
         f"{policy['swapped']} policies and {classifier['swapped']} classifiers swapped in, "
         f"{versions['ticks_missed_at_swaps']} ticks missed at swaps; {labels['flags']} flags, "
         f"{labels['promotions']} promotions",
+        f"a false success ended {false['episodes']} of the policy's {false['of']} episodes, "
+        f"{false['last_20']} of its last 20",
     ]
     for name, result in sorted(summary["evaluation"].items()):
         lines.append(f"{name.replace('_', ' ')}: {page.percent(plots.success_rate(result))} success, alone")

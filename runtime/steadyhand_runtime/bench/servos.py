@@ -12,6 +12,7 @@ from typing import Any
 
 START_S = 60.0  # a loaded machine needs seconds to import NumPy
 ANSWER_S = 20.0
+SPIN_S = 0.001  # a wire needs no time to wake up: what is measured is the client, not this machine's scheduler
 _RUN = "import sys; from steadyhand_models.cli import main; sys.exit(main(['sim', 'servos', *sys.argv[1:]]))"
 
 
@@ -26,7 +27,7 @@ class Servos:
         """Raises ServosError when the port does not appear."""
         self.control = folder / "control"
         options = ["--link", str(folder / "arm"), "--control", str(self.control), "--baud", str(baud)]
-        options += ["--gap-s", str(gap_s), "--motion-delay-s", "0"]
+        options += ["--gap-s", str(gap_s), "--motion-delay-s", "0", "--spin-s", str(SPIN_S)]
         self._process = subprocess.Popen([sys.executable, "-c", _RUN, *options], stdout=subprocess.PIPE, text=True)
         self.port = self._first_line()
         if not self.port:

@@ -35,8 +35,8 @@ class PtyPort:
     Replies of one request are delivered together when the last is ready, as a USB adapter's frames do; with a
     `usb_frame_ns` they wait for the next such frame. `link`, when given, becomes a symbolic link to the port, so that
     its name stays the same. With a `priority` the thread asks for SCHED_FIFO, so that the servos stay as punctual as
-    real ones on a busy machine; a refusal is told in `degraded`. For the last `spin_ns` before a delivery the thread
-    does not sleep. The host's speed is read from its end of the pty: servos that are set to another one stay silent.
+    real ones on a busy machine; a refusal is told in `degraded`. For `spin_ns` before and after a delivery the thread
+    does not sleep, so that neither the reply nor a host's next request waits for it to wake. The host's speed is read from its end of the pty: servos that are set to another one stay silent.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class PtyPort:
         self._is_plugged = self._want_plugged = True
         self._settled = threading.Condition()
         self._due: list[_Delivery] = []
+        self._awake_until_ns = 0
         self._line = bytearray(TERMIOS2.size)
         self._open()
         self._thread = threading.Thread(target=self._serve, name="virtual-servos", daemon=True)
@@ -155,9 +156,12 @@ class PtyPort:
 
     def _patience_s(self) -> float | None:
         """How long to wait for a request before the next delivery."""
+        now_ns = self._clock.now_ns()
+        if now_ns < self._awake_until_ns:
+            return 0.0
         if not self._due:
             return None
-        return max(0, self._due[0].at_ns - self._spin_ns - self._clock.now_ns()) / NS_PER_S
+        return max(0, self._due[0].at_ns - self._spin_ns - now_ns) / NS_PER_S
 
     def _take(self, data: bytes, now_ns: int) -> None:
         with self._lock:
@@ -171,6 +175,7 @@ class PtyPort:
             delivery = self._due.pop(0)
             while self._clock.now_ns() < delivery.at_ns:
                 pass
+            self._awake_until_ns = delivery.at_ns + self._spin_ns
             try:
                 os.write(self._master, delivery.data)
             except BlockingIOError:

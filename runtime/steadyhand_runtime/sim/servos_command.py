@@ -62,7 +62,7 @@ class ServosSettings:
     motion_delay_s: Annotated[float, Field(ge=0, le=1)] = 0.1  # from a goal to the motion; 0.095 to 0.127 on real ones
     factory: bool = False  # registers, and without --ids also the ids, as new servos come
     priority: Annotated[int, Field(ge=0, le=99)] = 0  # real-time priority of the port's thread, where that is allowed
-    spin_s: Annotated[float, Field(ge=0, le=0.001)] = 0.0  # before a delivery, do not sleep for that long
+    spin_s: Annotated[float, Field(ge=0, le=0.001)] = 0.0  # do not sleep for that long before and after a reply
 
 
 def build_chain(chosen: ServosSettings, clock: Clock) -> VirtualChain:
