@@ -26,7 +26,7 @@ from steadyhand_runtime.bench.bus_client import (
     swing,
 )
 from steadyhand_runtime.bench.bus_figures import Measured, Target, speed, targets, wire_limit_hz
-from steadyhand_runtime.bench.bus_stacks import FEETECH, IDS, OURS, RUSTYPOT, STACKS, Stack, Ticks, open_stack
+from steadyhand_runtime.bench.bus_stacks import BARE, FEETECH, IDS, OURS, RUSTYPOT, STACKS, Stack, Ticks, open_stack
 from steadyhand_runtime.bench.servos import Control, Servos, ServosError
 from steadyhand_runtime.clock import MonotonicClock
 from steadyhand_runtime.sim.fault_socket import FaultSocket
@@ -132,7 +132,7 @@ def test_of_a_dead_chain_only_right_values_of_living_servos_count() -> None:
     assert judge_dead([(None,) * 6] * 3, truth, 1.0).median_valid == 0.0
 
 
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("stack", (*STACKS, BARE))
 def test_every_stack_reads_right_values_and_moves_the_servos_to_its_goals(job: Job, stack: str) -> None:
     result = run(of(job, stack, "rate"))
     assert isinstance(result, RateResult)

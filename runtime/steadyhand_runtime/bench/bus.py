@@ -20,7 +20,7 @@ from steadyhand_models import bench, settings
 from steadyhand_models.cli import UserError
 from steadyhand_runtime.bench.bus_client import DeadResult, Job, LateResult, RateResult
 from steadyhand_runtime.bench.bus_figures import Measured, Speed, Target, speed, targets, wire_limit_hz
-from steadyhand_runtime.bench.bus_stacks import OURS, STACKS, is_installed
+from steadyhand_runtime.bench.bus_stacks import BARE, OURS, STACKS, is_installed
 from steadyhand_runtime.bench.servos import Servos, ServosError
 
 MISSING = "not installed: pip install 'steadyhand[peers]'"
@@ -65,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(chosen: BenchBusSettings) -> dict[str, Measured]:
     """Every stack in every round and scenario, in turn, the order rotating. Raises ServosError."""
-    measured = {name: Measured(name, problem=_absence(name, chosen)) for name in STACKS}
-    present = [name for name in STACKS if not measured[name].problem]
+    measured = {name: Measured(name, problem=_absence(name, chosen)) for name in (*STACKS, BARE)}
+    present = [name for name in measured if not measured[name].problem]
     draw = random.Random(chosen.seed)
     first = draw.randrange(len(present))
     console = Console(stderr=True)
@@ -78,7 +78,7 @@ def measure(chosen: BenchBusSettings) -> dict[str, Measured]:
                     status.update(f"round {number + 1} of {chosen.rounds}: {name}")
                     job = _job(chosen, servos, name, "rate", phase_rad)
                     _attempt(measured[name], job)
-        for name in _rotated(present, first):
+        for name in (n for n in _rotated(present, first) if n != BARE):
             for scenario in FAILURES:
                 status.update(f"{scenario}: {name}")
                 with _servos(chosen, Path(folder), f"{scenario}{STACKS.index(name)}") as servos:
@@ -88,7 +88,7 @@ def measure(chosen: BenchBusSettings) -> dict[str, Measured]:
 
 def _absence(stack: str, chosen: BenchBusSettings) -> str:
     """Why a stack is not measured, if so."""
-    if stack != OURS and not chosen.peers:
+    if stack not in (OURS, BARE) and not chosen.peers:
         return LEFT_OUT
     return "" if is_installed(stack) else MISSING
 
@@ -147,7 +147,7 @@ def _show(chosen: BenchBusSettings, measured: dict[str, Measured], judged: list[
     bench.show(
         "faults",
         ("stack", "70 ms late: stale", "in cycles", "dead: Hz", "valid", "wrong", "dead+mute: Hz", "valid", "wrong"),
-        [_fault_row(m) for m in measured.values()],
+        [_fault_row(m) for m in measured.values() if m.name != BARE],
         caption="stale: values of an earlier cycle reported as fresh; valid: right values of the other five, median",
     )
     verdicts = {True: "pass", False: "FAIL", None: "no peer"}

@@ -1,24 +1,31 @@
 """The stacks that `steadyhand bench bus` compares, each used as its own documentation does, behind one interface.
 
 Every cycle writes six goals (register 42, 2 bytes) and reads position, velocity and load (registers 56..61) of six
-servos: the same bytes on the wire for each. The peers are imported from their unmodified releases.
+servos: the same bytes on the wire for each. The peers are imported from their unmodified releases. The bare loop is no
+stack: it writes ready bytes and reads as many as are due, so it shows what this host and its pty leave of the wire.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import select
 import struct
+import termios
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import serial
 
 from steadyhand_firmware.arm import load_arm
 from steadyhand_firmware.calibration import Calibration
 from steadyhand_firmware.control_table import sts3215
+from steadyhand_runtime.bus import protocol
 from steadyhand_runtime.bus.driver import Driver
 from steadyhand_runtime.bus.transport import SerialTransport
 from steadyhand_runtime.clock import MonotonicClock
 
-OURS, FEETECH, RUSTYPOT = "steadyhand", "feetech-servo-sdk", "rustypot"
+OURS, FEETECH, RUSTYPOT, BARE = "steadyhand", "feetech-servo-sdk", "rustypot", "bare read loop"
 STACKS = (OURS, FEETECH, RUSTYPOT)
 IDS = [1, 2, 3, 4, 5, 6]
 READ_BYTES = 6
@@ -29,7 +36,7 @@ _TABLE = sts3215()
 _READ_AT = _TABLE["present_position"].address
 _GOAL_AT = _TABLE["goal_position"].address
 _BLOCK = struct.Struct("<HHH")
-_MODULES = {OURS: "steadyhand_runtime", FEETECH: "scservo_sdk", RUSTYPOT: "rustypot"}
+_MODULES = {OURS: "steadyhand_runtime", BARE: "steadyhand_runtime", FEETECH: "scservo_sdk", RUSTYPOT: "rustypot"}
 
 Ticks = tuple[
     int | None, ...
@@ -56,7 +63,9 @@ def is_installed(name: str) -> bool:
 
 def open_stack(name: str, port: str, baud: int) -> Stack:
     """The stack on a port, ready to cycle. Raises BusError, or what the peer raises, when the servos do not answer."""
-    makers: dict[str, Callable[[str, int], Stack]] = {OURS: Ours, FEETECH: FeetechSdk, RUSTYPOT: Rustypot}
+    makers: dict[str, Callable[[str, int], Stack]] = {
+        OURS: Ours, FEETECH: FeetechSdk, RUSTYPOT: Rustypot, BARE: BareLoop,
+    }  # fmt: skip
     return makers[name](port, baud)
 
 
@@ -82,6 +91,40 @@ class Ours:
 
     def close(self) -> None:
         self._driver.close()
+
+
+class BareLoop:
+    """The least that a cycle can be: one write of ready bytes, one wait, one read; nothing is checked while it runs."""
+
+    def __init__(self, port: str, baud: int) -> None:
+        self._serial = serial.Serial(port, baud, exclusive=True)
+        self._fd: int = self._serial.fileno()
+        self._request = protocol.sync_read(IDS, _READ_AT, READ_BYTES)
+        self._reply_bytes = len(IDS) * (protocol.OVERHEAD_BYTES + READ_BYTES)
+        attributes: list[Any] = termios.tcgetattr(self._fd)
+        attributes[6][termios.VMIN], attributes[6][termios.VTIME] = self._reply_bytes, 0
+        termios.tcsetattr(self._fd, termios.TCSANOW, attributes)
+        self._wait = select.poll()
+        self._wait.register(self._fd, select.POLLIN)
+
+    def goal(self, ticks: Sequence[int]) -> Any:
+        goals = [(i, t.to_bytes(GOAL_BYTES, "little")) for i, t in zip(IDS, ticks)]
+        return protocol.sync_write(_GOAL_AT, goals) + self._request
+
+    def cycle(self, goal: Any) -> Any:
+        os.write(self._fd, goal or self._request)
+        if not self._wait.poll(RUSTYPOT_TIMEOUT_S * 1000):
+            return b""
+        first = os.read(self._fd, self._reply_bytes)
+        # The kernel hands a terminal's input out in pieces of 64; the rest is there.
+        return first + os.read(self._fd, self._reply_bytes - len(first)) if len(first) < self._reply_bytes else first
+
+    def ticks(self, answer: Any) -> Ticks:
+        frames = {f.id: f.params for f in protocol.split_frames(answer)[0]}
+        return tuple(_BLOCK.unpack(frames[i])[0] if i in frames else None for i in IDS)
+
+    def close(self) -> None:
+        self._serial.close()
 
 
 class FeetechSdk:

@@ -36,7 +36,8 @@ class PtyPort:
     `usb_frame_ns` they wait for the next such frame. `link`, when given, becomes a symbolic link to the port, so that
     its name stays the same. With a `priority` the thread asks for SCHED_FIFO, so that the servos stay as punctual as
     real ones on a busy machine; a refusal is told in `degraded`. For `spin_ns` before and after a delivery the thread
-    does not sleep, so that neither the reply nor a host's next request waits for it to wake. The host's speed is read from its end of the pty: servos that are set to another one stay silent.
+    does not sleep, so that neither the reply nor a host's next request waits for it to wake. The host's speed is read
+    from its end of the pty: servos that are set to another one stay silent.
     """
 
     def __init__(
