@@ -10,20 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 from pydantic import Field
 
-from steadyhand_models import bench, reward, settings
+from steadyhand_models import bench, settings
 from steadyhand_models import task as tasks
-from steadyhand_models.contract import Contract
-from steadyhand_models.messages import EndReason
 from steadyhand_models.nets.backbone import BackboneError
 from steadyhand_training.allocator import keep_freed_memory
-from steadyhand_training.bench_learner_stack import steps
+from steadyhand_training.bench_learner_stack import filled
 from steadyhand_training.config import Algorithm, DrqV2Settings, Encoders, Gripper, LearnerSettings
 from steadyhand_training.learner import Learner
-from steadyhand_training.replay import Replay
 
 WARM_UP = 3
 _DESCRIPTION = """Measure every algorithm and encoder: updates per second of processor time, memory, and snapshots.
@@ -68,19 +64,6 @@ def candidates() -> dict[str, LearnerSettings]:
         "drqv2, end_to_end, batch 128": dataclasses.replace(paper, drqv2=dataclasses.replace(drqv2, batch=128)),
         "drqv2, frozen": dataclasses.replace(paper, encoder=Encoders.FROZEN),
     }
-
-
-def filled(contract: Contract, count: int, seed: int) -> Replay:
-    """A replay with made-up episodes, whose last actions are rewarded where they ended."""
-    replay = Replay(contract, count)
-    for step in steps(contract, count, seed):
-        replay.append(step)
-    for episode in replay.episodes:
-        end = replay.ended(episode)
-        success = np.zeros(len(replay.rows(episode)), np.bool_)
-        success[-1] = end is EndReason.SUCCESS
-        replay.set_outcome(episode, reward.outcome(success, end))
-    return replay
 
 
 def measure(learner: Learner, rounds: int, seconds: float) -> Figures:

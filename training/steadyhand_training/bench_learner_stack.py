@@ -90,6 +90,19 @@ def steps(contract: Contract, count: int, seed: int) -> Iterator[Step]:
         )  # fmt: skip
 
 
+def filled(contract: Contract, count: int, seed: int) -> Replay:
+    """A replay with made-up episodes, whose last actions are rewarded where they ended."""
+    replay = Replay(contract, count)
+    for step in steps(contract, count, seed):
+        replay.append(step)
+    for episode in replay.episodes:
+        end = replay.ended(episode)
+        success = np.zeros(len(replay.rows(episode)), np.bool_)
+        success[-1] = end is EndReason.SUCCESS
+        replay.set_outcome(episode, reward.outcome(success, end))
+    return replay
+
+
 def settings_of(job: Job) -> LearnerSettings:
     """The networks and the batch, alike for us and the peer."""
     encoder = Encoders.FROZEN if job.stack in (Stack.OURS_FROZEN, Stack.PEER_FROZEN) else Encoders.END_TO_END
@@ -99,15 +112,7 @@ def settings_of(job: Job) -> LearnerSettings:
 def ours(contract: Contract, job: Job) -> tuple[Update, int, int]:
     """Our learner past its pretraining: an update, and bytes per step twice, because all that can be is shared."""
     settings = dataclasses.replace(settings_of(job), pretrain_batches=1, warmup_updates=0)
-    replay = Replay(contract, job.steps)
-    for step in steps(contract, job.steps, job.seed):
-        replay.append(step)
-    for episode in replay.episodes:
-        end = replay.ended(episode)
-        success = np.zeros(len(replay.rows(episode)), np.bool_)
-        success[-1] = end is EndReason.SUCCESS
-        replay.set_outcome(episode, reward.outcome(success, end))
-    learner = Learner(contract, replay, settings, job.seed)
+    learner = Learner(contract, filled(contract, job.steps, job.seed), settings, job.seed)
     learner.pretrain()
     size = learner.bytes_per_step
     return learner.update, size, size

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steadyhand_models.nets.actor_critic import Actor
+from steadyhand_models.nets.layers import trunk
 from steadyhand_training.algorithm import descend
 from steadyhand_training.config import LearnerSettings
 
@@ -30,19 +31,11 @@ class Multiplier(nn.Module):
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden),
-            nn.LayerNorm(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.LayerNorm(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, 1),
-        )
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
+        self.layers = trunk(inputs, hidden)
+        last = nn.Linear(hidden, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        self.layers.append(last)
 
     def forward(self, observation: Tensor) -> Tensor:
         return F.softplus(self.layers(observation).squeeze(-1))

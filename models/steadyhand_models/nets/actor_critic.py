@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from steadyhand_models.contract import Contract
 from steadyhand_models.nets.encoder import Encoder
 from steadyhand_models.nets.gripper import GripperCritic
+from steadyhand_models.nets.layers import trunk
 
 LOG_STD_LO, LOG_STD_HI = -5.0, 0.0
 # Entropy of -1/2 per dimension, the usual target, is that of a Gaussian with exp(-1/2) / sqrt(2 pi e) = 0.147.
@@ -23,14 +24,7 @@ class Actor(nn.Module):
 
     def __init__(self, inputs: int, actions: int, hidden: int) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Linear(inputs, hidden),
-            nn.LayerNorm(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.LayerNorm(hidden),
-            nn.ReLU(),
-        )
+        self.trunk = trunk(inputs, hidden)
         self.mean = nn.Linear(hidden, actions)
         self.log_std = nn.Linear(hidden, actions)
         nn.init.zeros_(self.log_std.weight)

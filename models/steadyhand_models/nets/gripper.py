@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from steadyhand_models.nets.layers import trunk
+
 CHOICES = 3  # open, stay, close, in this order
 OPEN, CLOSED = -1.0, 1.0  # ends of the contract's gripper action
 
@@ -24,15 +26,7 @@ class GripperCritic(nn.Module):
     def __init__(self, inputs: int, hidden: int, jaw: int) -> None:
         super().__init__()
         self.jaw = jaw
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden),
-            nn.LayerNorm(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.LayerNorm(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, CHOICES),
-        )
+        self.layers = trunk(inputs, hidden).append(nn.Linear(hidden, CHOICES))
         self.register_buffer("middle", torch.zeros(1))
         self.register_buffer("closing", -torch.ones(1))
 
