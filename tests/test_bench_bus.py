@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from steadyhand_models import cli
+from steadyhand_models.bench import Target
 from steadyhand_runtime.bench import bus, bus_client, bus_stacks
 from steadyhand_runtime.bench.bus_client import (
     DeadResult,
@@ -25,7 +26,7 @@ from steadyhand_runtime.bench.bus_client import (
     run,
     swing,
 )
-from steadyhand_runtime.bench.bus_figures import Measured, Target, speed, targets, wire_limit_hz
+from steadyhand_runtime.bench.bus_figures import Measured, speed, targets, wire_limit_hz
 from steadyhand_runtime.bench.bus_stacks import BARE, FEETECH, IDS, OURS, RUSTYPOT, STACKS, Stack, Ticks, open_stack
 from steadyhand_runtime.bench.servos import Control, Servos, ServosError
 from steadyhand_runtime.clock import MonotonicClock

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from steadyhand_models.bench import Target
 from steadyhand_models.cli import UserError
 from steadyhand_runtime.bench import loop, loop_figures, loop_load, loop_slices, loop_wire
-from steadyhand_runtime.bench.loop_figures import Lateness, Target, Variant, Wire
+from steadyhand_runtime.bench.loop_figures import Lateness, Variant, Wire
 from steadyhand_runtime.bench.loop_slices import Kind, Measured, Slice
 
 GOOD = Lateness(100, 1e-4, 2e-3, 3e-3, 4e-3, 1e-3, 2e-3, 0.0, 0.0)

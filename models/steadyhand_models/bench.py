@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,22 @@ benches:
 def main(argv: Sequence[str]) -> int:
     """`steadyhand bench NAME`: exit codes as for every command."""
     return cli.run_group("steadyhand bench", "bench", GROUP, USAGE, argv)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One promise. `met` is None where this machine did not allow to look."""
+
+    what: str
+    wanted: str
+    found: str
+    met: bool | None
+
+
+def show_targets(judged: Sequence[Target], unknown: str = "not known") -> None:
+    """Print what was promised and whether it held; `unknown` is said of what could not be looked at."""
+    verdicts = {True: "pass", False: "FAIL", None: unknown}
+    show("targets", ("what", "wanted", "found", ""), [(t.what, t.wanted, t.found, verdicts[t.met]) for t in judged])
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:

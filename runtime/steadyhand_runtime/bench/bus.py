@@ -17,9 +17,10 @@ from pydantic import Field
 from rich.console import Console
 
 from steadyhand_models import bench, settings
+from steadyhand_models.bench import Target
 from steadyhand_models.cli import UserError
 from steadyhand_runtime.bench.bus_client import DeadResult, Job, LateResult, RateResult
-from steadyhand_runtime.bench.bus_figures import Measured, Speed, Target, speed, targets, wire_limit_hz
+from steadyhand_runtime.bench.bus_figures import Measured, Speed, speed, targets, wire_limit_hz
 from steadyhand_runtime.bench.bus_stacks import BARE, OURS, STACKS, is_installed
 from steadyhand_runtime.bench.servos import Servos, ServosError
 
@@ -150,10 +151,7 @@ def _show(chosen: BenchBusSettings, measured: dict[str, Measured], judged: list[
         [_fault_row(m) for m in measured.values() if m.name != BARE],
         caption="stale: values of an earlier cycle reported as fresh; valid: right values of the other five, median",
     )
-    verdicts = {True: "pass", False: "FAIL", None: "no peer"}
-    bench.show(
-        "targets", ("what", "wanted", "found", ""), [(t.what, t.wanted, t.found, verdicts[t.met]) for t in judged]
-    )
+    bench.show_targets(judged, unknown="no peer")
     for m in measured.values():
         if m.problem:
             Console().print(f"{m.name}: {m.problem}", markup=False, highlight=False)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from steadyhand_models.bench import Target
 from steadyhand_runtime.bench.bus_client import DeadResult, LateResult, RateResult
 from steadyhand_runtime.bench.bus_stacks import FEETECH, GOAL_BYTES, IDS, OURS, READ_BYTES, RUSTYPOT
 from steadyhand_runtime.bus.protocol import BITS_PER_BYTE, OVERHEAD_BYTES
@@ -39,16 +40,6 @@ class Speed:
     failed: int
     wrong: int
     followed: bool
-
-
-@dataclass(frozen=True)
-class Target:
-    """One promise about this project's driver. `met` is None where a peer was not there to compare with."""
-
-    what: str
-    wanted: str
-    found: str
-    met: bool | None
 
 
 def wire_limit_hz(baud: int, gap_s: float) -> float:

@@ -17,6 +17,7 @@ from pydantic import Field
 from rich.console import Console
 
 from steadyhand_models import bench, settings
+from steadyhand_models.bench import Target
 from steadyhand_models.cli import UserError
 from steadyhand_models.pacing import Timing
 from steadyhand_runtime.bench import samples
@@ -55,16 +56,6 @@ class Row:
     p50_s: float
     p99_s: float
     cores: float
-
-
-@dataclass(frozen=True)
-class Target:
-    """One promise, and whether it held."""
-
-    what: str
-    wanted: str
-    found: str
-    met: bool
 
 
 Slices = dict[tuple[str, float], list[Timing]]
@@ -152,10 +143,7 @@ def _show(chosen: BenchInferSettings, rows: dict[tuple[str, float], Row], judged
         [_row(row, rows[OURS, row.rate_hz]) for row in rows.values()],
         caption=f"medians over {chosen.rounds} rounds of {chosen.slice_s:g} s; run-queue delay is taken out",
     )
-    verdicts = {True: "pass", False: "FAIL"}
-    bench.show(
-        "targets", ("what", "wanted", "found", ""), [(t.what, t.wanted, t.found, verdicts[t.met]) for t in judged]
-    )
+    bench.show_targets(judged)
 
 
 def _row(row: Row, ours: Row) -> list[str]:

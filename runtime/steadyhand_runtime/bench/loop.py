@@ -19,9 +19,10 @@ from pydantic import Field
 from rich.console import Console
 
 from steadyhand_models import bench, settings
+from steadyhand_models.bench import Target
 from steadyhand_models.cli import UserError
 from steadyhand_runtime.bench import loop_wire
-from steadyhand_runtime.bench.loop_figures import Lateness, Target, Variant, Wire, drift, lateness, targets
+from steadyhand_runtime.bench.loop_figures import Lateness, Variant, Wire, drift, lateness, targets
 from steadyhand_runtime.bench.loop_load import Training
 from steadyhand_runtime.bench.loop_slices import Kind, Measured, Slice
 
@@ -164,10 +165,7 @@ def show(findings: Findings, judged: Sequence[Target]) -> None:
             [[f"{1e3 * value:.1f}" for value in (wire.tick_to_wire_s, wire.inference_s, wire.frame_age_s,
                                                  wire.state_age_s, wire.frame_to_wire_s)]],
         )  # fmt: skip
-    verdicts = {True: "pass", False: "FAIL", None: "not known"}
-    bench.show(
-        "targets", ("what", "wanted", "found", ""), [(t.what, t.wanted, t.found, verdicts[t.met]) for t in judged]
-    )
+    bench.show_targets(judged)
 
 
 def to_json(chosen: LoopSettings, findings: Findings, judged: Sequence[Target]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steadyhand_models.bench import Target
 from steadyhand_runtime.bench.loop_slices import Kind, Measured
 
 FIFO_RATIO = 0.1  # of the naive loop's p99, under load
@@ -51,16 +52,6 @@ class Wire:
     frame_age_s: float
     state_age_s: float
     frame_to_wire_s: float
-
-
-@dataclass(frozen=True)
-class Target:
-    """One promise. `met` is None where this machine did not allow to look."""
-
-    what: str
-    wanted: str
-    found: str
-    met: bool | None
 
 
 def lateness(slices: Sequence[Measured], hz: float, cores: int) -> Lateness:

@@ -17,6 +17,7 @@ from pydantic import Field
 from rich.console import Console
 
 from steadyhand_models import bench, settings
+from steadyhand_models.bench import Target
 from steadyhand_models.cli import UserError
 from steadyhand_runtime.bench import samples
 from steadyhand_runtime.bench.busy import Busy
@@ -56,16 +57,6 @@ class Spent:
     extra_p50_s: float  # how much later the action came in the slowest tick of a swap
     extra_max_s: float
     build_hold_s: float | None
-
-
-@dataclass(frozen=True)
-class Target:
-    """One promise, and whether it held."""
-
-    what: str
-    wanted: str
-    found: str
-    met: bool
 
 
 def main(argv: Sequence[str]) -> int:
@@ -214,7 +205,7 @@ def _show(
             [_fault_row(fault, [r for r in rollbacks if r.fault == fault]) for fault in FAULTS],
             caption="periods: from the deadline of the first tick that triggered it until the version before answered",
         )
-    bench.show("targets", ("what", "wanted", "found", ""), [(t.what, t.wanted, t.found, _word(t.met)) for t in judged])
+    bench.show_targets(judged)
     for what in degraded:
         Console().print(f"not granted: {what}", markup=False, highlight=False)
 
@@ -230,7 +221,3 @@ def _fault_row(fault: str, done: Sequence[Rollback]) -> list[str]:
     ticks = f"{min(r.ticks for r in done)} to {max(r.ticks for r in done)}"
     finite = "all" if all(r.finite for r in done) else "NO"
     return [fault, str(len(done)), ticks, f"{statistics.median(periods):.2f}", f"{max(periods):.2f}", finite]
-
-
-def _word(met: bool) -> str:
-    return "pass" if met else "FAIL"
