@@ -6,6 +6,7 @@ import os
 import select
 import termios
 import time
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import serial
 
 from steadyhand_runtime.bus import protocol
 from steadyhand_runtime.bus.protocol import Frame
+from steadyhand_runtime.sim import pty_delay
 from steadyhand_runtime.sim.pty_port import PtyPort, _grouped
 from steadyhand_runtime.sim.servos import Reply, StillPlant, VirtualChain
 
@@ -94,6 +96,28 @@ def test_a_port_with_usb_frames_and_a_spin_answers() -> None:
         serial.Serial(port.path, 1_000_000, timeout=0) as line,
     ):
         assert len(ask(line, protocol.sync_read((1, 2, 3, 4, 5, 6), 56, 6), 72)) == 6
+
+
+def test_a_port_that_takes_its_own_delay_off_still_answers_whole_and_in_order() -> None:
+    with (
+        PtyPort(VirtualChain(StillPlant()), compensate=True) as port,
+        serial.Serial(port.path, 1_000_000, timeout=0) as line,
+    ):
+        for servo in (1, 6):
+            assert ask(line, protocol.read(servo, 5, 1), 7) == [Frame(servo, 0, bytes((servo,)))]
+
+
+def test_measuring_a_pty_leaves_nothing_behind_in_it() -> None:
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    try:
+        delay = pty_delay.measure(master, slave)
+        assert 0 < delay.from_host_ns < pty_delay.PATIENCE_NS
+        assert 0 < delay.to_host_ns < pty_delay.PATIENCE_NS
+        assert select.select([master, slave], [], [], 0)[0] == []
+    finally:
+        os.close(master)
+        os.close(slave)
 
 
 def test_a_pulled_cable_hangs_the_port_up_and_a_new_device_comes_behind_the_same_link(port: PtyPort) -> None:

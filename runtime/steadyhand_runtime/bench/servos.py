@@ -28,6 +28,7 @@ class Servos:
         self.control = folder / "control"
         options = ["--link", str(folder / "arm"), "--control", str(self.control), "--baud", str(baud)]
         options += ["--gap-s", str(gap_s), "--motion-delay-s", "0", "--spin-s", str(SPIN_S)]
+        options += ["--compensate", "true"]
         self._process = subprocess.Popen([sys.executable, "-c", _RUN, *options], stdout=subprocess.PIPE, text=True)
         self.port = self._first_line()
         if not self.port:

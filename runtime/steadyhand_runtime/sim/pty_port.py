@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from steadyhand_runtime.clock import NS_PER_S, PR_SET_TIMERSLACK, Clock, MonotonicClock
+from steadyhand_runtime.sim import pty_delay
+from steadyhand_runtime.sim.pty_delay import PtyDelay
 from steadyhand_runtime.sim.servos import Reply, VirtualChain
 
 READ_BYTES = 4096
@@ -36,8 +38,9 @@ class PtyPort:
     `usb_frame_ns` they wait for the next such frame. `link`, when given, becomes a symbolic link to the port, so that
     its name stays the same. With a `priority` the thread asks for SCHED_FIFO, so that the servos stay as punctual as
     real ones on a busy machine; a refusal is told in `degraded`. For `spin_ns` before and after a delivery the thread
-    does not sleep, so that neither the reply nor a host's next request waits for it to wake. The host's speed is read
-    from its end of the pty: servos that are set to another one stay silent.
+    does not sleep, so that neither the reply nor a host's next request waits for it to wake. With `compensate` the
+    delay of the pty itself is measured first and taken off, so that replies can be read when a wire would have brought
+    them. The host's speed is read from its end of the pty: servos that are set to another one stay silent.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class PtyPort:
         priority: int = 0,
         usb_frame_ns: int = 0,
         spin_ns: int = 0,
+        compensate: bool = False,
     ) -> None:
         self._chain = chain
         self._link = link
@@ -66,6 +70,7 @@ class PtyPort:
         self._awake_until_ns = 0
         self._line = bytearray(TERMIOS2.size)
         self._open()
+        self._delay = pty_delay.measure(self._master, self._slave) if compensate else PtyDelay()
         self._thread = threading.Thread(target=self._serve, name="virtual-servos", daemon=True)
         self._thread.start()
 
@@ -141,7 +146,7 @@ class PtyPort:
                 if self._closing:
                     return
             elif ready:
-                self._take(os.read(self._master, READ_BYTES), now_ns)
+                self._take(os.read(self._master, READ_BYTES), now_ns - self._delay.from_host_ns)
             self._deliver()
 
     def _replug(self) -> None:
@@ -169,7 +174,8 @@ class PtyPort:
             self._follow_speed()
             replies = self._chain.feed(data, now_ns)
         for delivery in _grouped(replies, self._usb_frame_ns):
-            bisect.insort(self._due, delivery, key=_delivery_time)
+            early = _Delivery(delivery.at_ns - self._delay.to_host_ns, delivery.data)
+            bisect.insort(self._due, early, key=_delivery_time)
 
     def _deliver(self) -> None:
         while self._due and self._due[0].at_ns - self._spin_ns <= self._clock.now_ns():

@@ -63,6 +63,7 @@ class ServosSettings:
     factory: bool = False  # registers, and without --ids also the ids, as new servos come
     priority: Annotated[int, Field(ge=0, le=99)] = 0  # real-time priority of the port's thread, where that is allowed
     spin_s: Annotated[float, Field(ge=0, le=0.001)] = 0.0  # do not sleep for that long before and after a reply
+    compensate: bool = False  # measure the pty's own delay at the start and deliver replies earlier by it
 
 
 def build_chain(chosen: ServosSettings, clock: Clock) -> VirtualChain:
@@ -96,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
                 chosen.priority,
                 round(chosen.usb_frame_s * NS_PER_S),
                 round(chosen.spin_s * NS_PER_S),
+                chosen.compensate,
             )
         )
         if chosen.control is not None:
