@@ -59,20 +59,24 @@ def policy(
     return _artifact(contract, Channel.POLICY, version, model, golden, boundary="tick")
 
 
-def classifier(contract: Contract, version: int = 1, heads: int = 3, threshold: float = 0.5, k: int = 2) -> Artifact:
-    """Every head says the frames' mean brightness in 0..1."""
+def classifier(
+    contract: Contract, version: int = 1, heads: int = 3, threshold: float = 0.5, k: int = 2, offset: float = 0.0
+) -> Artifact:
+    """Every head says the frames' mean brightness in 0..1, and `offset` more."""
     nodes = [
         helper.make_node("Cast", ["frames"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["pixels"], ["light"], axes=[1, 2, 3, 4], keepdims=0),
         helper.make_node("Mul", ["light", "scale"], ["share"]),
-        helper.make_node("Mul", ["share", "ones"], ["probability"]),
+        helper.make_node("Mul", ["share", "ones"], ["shares"]),
+        helper.make_node("Add", ["shares", "offset"], ["probability"]),
     ]
     constants = {"scale": np.full(1, 1 / 255, np.float32), "ones": np.ones((1, heads), np.float32)}
+    constants["offset"] = np.full(1, offset, np.float32)
     model = _model(nodes, [_frames(contract)], _floats("probability", heads), constants)
     rng = np.random.default_rng(version)
     golden = _golden(contract, rng, np.zeros((GOLDEN, len(contract.action)), np.float32), None)
     mean = golden.frames.reshape(GOLDEN, -1).mean(axis=1, dtype=np.float64) / 255
-    output = np.repeat(mean[:, None], heads, axis=1).astype(np.float32)
+    output = np.repeat(mean[:, None] + offset, heads, axis=1).astype(np.float32)
     golden = Golden(golden.frames, golden.state, golden.noise, output)
     made = _artifact(contract, Channel.CLASSIFIER, version, model, golden, boundary="episode")
     manifest = Manifest(**{**_fields(made.manifest), "threshold": threshold, "debounce_frames": k})

@@ -303,7 +303,7 @@ def test_heads_that_disagree_do_not_fire_because_the_lower_bound_counts() -> Non
 
 
 def test_the_gravest_reason_wins_and_the_human_s_word_comes_before_the_classifier_s() -> None:
-    everything = Signals(True, True, EndReason.FAILURE, 0, True, 0)
+    everything = Signals(True, True, EndReason.FAILURE, 0, True, True, 0)
     assert ending(everything) == Ending(EndReason.FAULT, EndedBy.FAULT)
     assert ending(replace(everything, faulted=False)) == Ending(EndReason.OPERATOR, EndedBy.OPERATOR)
     pressed = replace(everything, faulted=False, stopped=False)
@@ -312,7 +312,7 @@ def test_the_gravest_reason_wins_and_the_human_s_word_comes_before_the_classifie
     assert ending(replace(pressed, pressed=None, hold_left=3)) is None
     alone = replace(pressed, pressed=None, hold_left=None)
     assert ending(alone) == Ending(EndReason.SUCCESS, EndedBy.CLASSIFIER)
-    assert ending(replace(alone, fired=False)) == Ending(EndReason.TIMEOUT, EndedBy.LIMIT)
+    assert ending(replace(alone, committed=False, declared=False)) == Ending(EndReason.TIMEOUT, EndedBy.LIMIT)
     assert ending(Signals()) is None
 
 
@@ -383,6 +383,123 @@ def test_presses_that_mean_nothing_now_are_refused_with_the_reason() -> None:
     demo = demonstrating()
     (reply,) = demo.tick(E.TAKEOVER_END, drive=UP).replies
     assert not reply.accepted and demo.mode is Mode.TAKEOVER
+
+
+# -- veto before commit ------------------------------------------------------------------------------------------------
+
+WINDOW = ControlSettings(veto_window_s=0.8, exploration=0.0)
+
+
+def declared(settings: ControlSettings = WINDOW) -> Bench:
+    """A success is declared on step 3 and pending."""
+    bench = bench_with_classifier(settings, k=2)
+    for light in (0, 200, 200):
+        bench.light = light
+        bench.tick()
+    return bench
+
+
+def test_a_declared_success_is_pending_while_the_arm_drives_on_and_silence_commits_it() -> None:
+    bench = declared()
+    assert bench.mode is Mode.POLICY and bench.last is not None
+    left = [bench.last.status.veto_left_s]
+    while bench.mode is Mode.POLICY and bench.last.goal is not None:
+        left.append(bench.tick().status.veto_left_s)
+    assert left == pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+    check_episode(bench.steps)
+    assert bench.steps[-1].end is EndReason.SUCCESS and bench.steps[-1].reasons == ("ended_by_classifier",)
+    assert all(s.source is Source.POLICY for s in bench.steps[:-1]) and not bench.labels
+    success = reward.success_frames(
+        reward.lower_bound(np.array([s.classifier for s in bench.steps]), 1.0),
+        np.zeros(len(bench.steps), np.int8),
+        reward.Rule(0.5, 2),
+    )
+    paid = reward.outcome(success, EndReason.SUCCESS)
+    assert np.flatnonzero(paid.reward).tolist() == [2] and np.flatnonzero(~paid.usable)[0] == 3
+
+
+@pytest.mark.parametrize("key", [E.FALSE_POSITIVE, E.FAILURE])
+def test_a_veto_lets_the_episode_go_on_and_its_label_names_the_frames_that_fired(key: EventKind) -> None:
+    bench = declared()
+    bench.tick()
+    out = bench.tick(bench.event(key, reaction_s=0.55))
+    assert bench.mode is Mode.POLICY and out.status.veto_left_s == 0.0 and "denied" in out.status.message
+    assert [(x.kind, x.episode, x.steps, x.contradicts) for x in bench.labels] == [
+        (LabelKind.FALSE_POSITIVE, 1, (2, 3), 5)
+    ]
+
+
+def test_after_a_veto_the_classifier_must_go_below_its_threshold_before_it_may_declare_again() -> None:
+    bench = declared()
+    bench.tick(E.FALSE_POSITIVE)
+    for _ in range(20):
+        bench.tick()
+    assert bench.mode is Mode.POLICY
+    for light in (0, 200, 200):
+        bench.light = light
+        assert bench.last is not None and bench.last.status.veto_left_s == 0.0
+        bench.tick()
+    assert bench.last.status.veto_left_s > 0.0
+    bench.tick(E.FALSE_POSITIVE)
+    assert bench.labels[-1].steps == (26, 27)
+
+
+def test_success_commits_a_pending_success_at_once_and_so_does_the_end_of_the_episode_s_time() -> None:
+    bench = declared()
+    bench.tick(E.SUCCESS)
+    assert bench.steps[-1].reasons == ("ended_by_operator",) and bench.labels[0].kind is LabelKind.SUCCESS
+    bench = bench_with_classifier(WINDOW)
+    while bench.control._episode is not None and bench.control._episode.actions < bench.task.episode_steps - 3:
+        bench.tick()
+    bench.light = 200
+    while bench.mode is Mode.POLICY:
+        bench.tick()
+    assert (bench.steps[-1].end, bench.steps[-1].reasons) == (EndReason.SUCCESS, ("ended_by_classifier",))
+
+
+def test_a_flag_after_the_commit_is_about_the_frames_that_fired_and_not_about_the_last_ones() -> None:
+    bench = declared()
+    while bench.mode is Mode.POLICY:
+        bench.tick()
+    bench.tick(E.FALSE_POSITIVE)
+    assert (bench.labels[0].kind, bench.labels[0].episode, bench.labels[0].steps) == (
+        LabelKind.FALSE_POSITIVE,
+        1,
+        (2, 3),
+    )
+
+
+def test_a_press_that_came_before_the_success_was_declared_is_no_veto() -> None:
+    bench = bench_with_classifier(WINDOW)
+    early = bench.event(E.FAILURE)
+    for light in (0, 200, 200):
+        bench.light = light
+        bench.tick()
+    bench.tick(early)
+    assert bench.steps[-1].end is EndReason.FAILURE and bench.labels[0].kind is LabelKind.FAILURE
+
+
+def test_without_a_window_a_success_ends_the_episode_at_the_frame_that_fired() -> None:
+    bench = declared(ControlSettings())
+    assert bench.mode is Mode.RESET and bench.steps[-1].seq == 3
+
+
+# -- from manual to hybrid ---------------------------------------------------------------------------------------------
+
+
+def test_with_manual_reward_a_classifier_is_offered_and_ends_episodes_once_it_is_accepted() -> None:
+    bench = bench_with_policy(ControlSettings(reward_source=RewardSource.MANUAL))
+    (reply,) = bench.tick(E.ACCEPT_CLASSIFIER).replies
+    assert not reply.accepted and reply.reason == "no classifier waits to be accepted"
+    bench = bench_with_classifier(ControlSettings(reward_source=RewardSource.MANUAL))
+    bench.light = 255
+    out = bench.tick()
+    assert out.status.reward_source == "manual" and "press h" in out.status.message
+    out = bench.tick(E.ACCEPT_CLASSIFIER)
+    assert out.replies[0].accepted and out.status.reward_source == "hybrid" and "press h" not in out.status.message
+    bench.tick()
+    assert bench.steps[-1].end is EndReason.SUCCESS and bench.steps[-1].reasons == ("ended_by_classifier",)
+    assert not bench.labels
 
 
 # -- swaps -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from steadyhand_models.nets.gripper import CLOSED, OPEN, GripperCritic
 from steadyhand_training.algorithm import Sight, Transitions
 from steadyhand_training.config import Gripper, LearnerSettings
 from steadyhand_training.gripper_critic import GripperLearner, margin_loss, same_effect
-from steadyhand_training.watch import RewardForm
 
 torch.set_num_threads(1)
 WIDTH, JAW = 4, 1
@@ -60,7 +59,7 @@ def test_staying_asks_again_for_the_side_on_which_the_jaws_are() -> None:
 def test_all_choices_with_the_effect_of_what_was_done_learn_from_it() -> None:
     critic = make_critic()
     assert same_effect(critic, observation([0.8, 0.8]), torch.tensor([-1.0, 0.7])).tolist() == [[1, 1, 0], [0, 0, 1]]
-    learner = GripperLearner(critic, SETTINGS, RewardForm.SUCCESS)
+    learner = GripperLearner(critic, SETTINGS)
     seen = observation([0.8] * 32)
     for _ in range(300):
         learner.update(transitions(seen, [-1.0] * 32, reward=0.7), seen, seen, 0.0)
@@ -73,7 +72,7 @@ def test_a_change_of_side_costs_the_penalty_and_holding_costs_nothing() -> None:
             SETTINGS, gripper_critic=dataclasses.replace(SETTINGS.gripper_critic, penalty=-0.1)
         )
         critic = make_critic()
-        learner = GripperLearner(critic, settings, RewardForm.SUCCESS)
+        learner = GripperLearner(critic, settings)
         seen = observation([0.8] * 32)
         for _ in range(300):
             learner.update(transitions(seen, [command] * 32, reward=0.5), seen, seen, 0.0)
@@ -82,7 +81,7 @@ def test_a_change_of_side_costs_the_penalty_and_holding_costs_nothing() -> None:
 
 
 def test_targets_may_fall_to_what_penalties_for_ever_would_cost_and_no_further() -> None:
-    learner = GripperLearner(make_critic(), SETTINGS, RewardForm.SUCCESS)
+    learner = GripperLearner(make_critic(), SETTINGS)
     least = -0.02 / (1 - SETTINGS.discount)
     assert learner.bounds.lo == pytest.approx(least) and learner.bounds.hi == 1.0
     with torch.no_grad():

@@ -271,6 +271,23 @@ def test_a_refusal_is_shown_with_its_reason() -> None:
     assert "refused: no episode is running" in person.line(0)
 
 
+def test_a_pending_success_is_shown_with_the_time_that_is_left_to_deny_it() -> None:
+    person, client = console()
+    person.status = replace(STATUS, veto_left_s=0.6)
+    assert "SUCCESS in 0.6 s unless denied (1)" in person.line(0)
+    person.key("1", True, 0)
+    assert [e.kind for e in client.events] == [EventKind.FALSE_POSITIVE]
+
+
+def test_h_accepts_an_offered_classifier_and_is_no_word_that_undo_takes_back() -> None:
+    person, client = console()
+    person.status = STATUS
+    for key in ("h", "u"):
+        person.key(key, True, 0)
+        person.key(key, False, 0)
+    assert [e.kind for e in client.events] == [EventKind.ACCEPT_CLASSIFIER]
+
+
 def test_a_silent_runtime_is_said_to_be_silent() -> None:
     person, _ = console()
     assert "waiting for the runtime" in person.line(0)

@@ -11,9 +11,10 @@ import torch
 from steadyhand_models import artifact, reward, settings, task
 from steadyhand_models.messages import Channel, EndReason, Source, Step
 from steadyhand_models.nets.export import ExportError
-from steadyhand_training.config import Device, Encoders, LearnerSettings
+from steadyhand_training.config import Algorithm, Device, DrqV2Settings, Encoders, LearnerSettings
 from steadyhand_training.learner import CHECK_EVERY, CheckpointError, Diverged, Learner
 from steadyhand_training.replay import Refusal, Replay
+from steadyhand_training.response import Response, ResponseSettings
 from steadyhand_training.watch import WarningCode
 
 torch.set_num_threads(1)
@@ -353,3 +354,123 @@ def test_a_device_that_is_not_there_is_named() -> None:
         pytest.skip("this machine has CUDA")
     with pytest.raises(ValueError, match=r"learner\.device 'cuda'.*have: .*cpu"):
         make_learner(dataclasses.replace(SMALL, device=Device.CUDA))
+
+
+# -- changed rewards -----------------------------------------------------------------------------------------------
+
+PIXELS = dataclasses.replace(
+    SMALL,
+    algorithm=Algorithm.DRQV2,
+    drqv2=DrqV2Settings(batch=16, hidden=16, features=8, warmup_updates=2),
+)
+QUICK = ResponseSettings(least_updates=2, most_updates=4, least_reset_updates=2, most_reset_updates=6, reset_flips=1)
+
+
+def responding(chosen: LearnerSettings, seed: int = 0) -> Learner:
+    return make_learner(dataclasses.replace(chosen, response=QUICK), seed)
+
+
+def parts_moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("chosen", [SMALL, PIXELS], ids=["sac", "drqv2"])
+def test_some_flipped_rewards_hold_the_actor_while_the_critics_learn_on(chosen: LearnerSettings) -> None:
+    learner = responding(chosen)
+    learner.pretrain()
+    learner.update()
+    assert learner.promoted(flipped=1, actions=100) is Response.HOLD
+    before = weights(learner)
+    while learner.response.holds:
+        assert parts_moved(before, weights(learner)) <= {"critics", "targets"}
+        learner.update()
+    assert learner.updates in range(1 + QUICK.least_updates, 2 + QUICK.most_updates)
+    held = weights(learner)
+    assert parts_moved(before, held) == {"critics", "targets"}
+    for _ in range(2):
+        learner.update()
+    assert {"learned", "average"} <= parts_moved(held, weights(learner))
+
+
+@pytest.mark.parametrize("chosen", [SMALL, PIXELS], ids=["sac", "drqv2"])
+def test_many_flipped_rewards_begin_the_critics_anew_and_nothing_else(chosen: LearnerSettings) -> None:
+    states = []
+    for _ in range(2):
+        learner = responding(chosen)
+        learner.pretrain()
+        for _ in range(3):
+            learner.update()
+        before = weights(learner)
+        assert learner.promoted(flipped=50, actions=100) is Response.RESET
+        states.append(weights(learner))
+    after, again = states
+    assert parts_moved(before, after) == {"critics", "targets"}
+    assert all(torch.equal(after[name], again[name]) for name in after), "equal learners begin anew equally"
+    critics = {name: value for name, value in after.items() if name.startswith("critics.")}
+    trunk = {name for name in critics if ".trunk." in name}
+    assert bool(trunk) is (chosen is PIXELS) and all(torch.equal(after[name], before[name]) for name in trunk)
+    heads = critics.keys() - trunk
+    assert all(torch.equal(after[name], after["targets" + name[len("critics") :]]) for name in heads)
+    assert any(not torch.equal(after[name], before[name]) for name in heads)
+
+
+@pytest.mark.parametrize("chosen", [SMALL, PIXELS], ids=["sac", "drqv2"])
+def test_the_targets_of_new_critics_follow_at_the_rate_of_the_response(chosen: LearnerSettings) -> None:
+    learner = make_learner(dataclasses.replace(chosen, response=dataclasses.replace(QUICK, reset_target_rate=1.0)))
+    learner.pretrain()
+    learner.promoted(flipped=50, actions=100)
+    learner.update()
+    now = weights(learner)
+    critics = {name: value for name, value in now.items() if name.startswith("critics.")}
+    assert all(torch.equal(value, now["targets" + name[len("critics") :]]) for name, value in critics.items())
+
+
+def test_nothing_happens_without_flips_or_before_learning() -> None:
+    learner = responding(SMALL)
+    assert learner.promoted(flipped=50, actions=100) is Response.NONE
+    learner.pretrain()
+    before = weights(learner)
+    assert learner.promoted(flipped=0, actions=100) is Response.NONE
+    assert not parts_moved(before, weights(learner))
+
+
+def test_what_the_critics_do_about_flips_stands_in_the_metrics() -> None:
+    learner = responding(SMALL)
+    learner.pretrain()
+    learner.promoted(flipped=50, actions=100)
+    assert learner.metrics["critic_response"] == Response.RESET and learner.metrics["critic_resets"] == 1
+    for _ in range(CHECK_EVERY):
+        learner.update()
+    assert learner.metrics["critic_response"] == Response.NONE
+    assert QUICK.least_updates <= learner.metrics["critic_held_updates"] <= QUICK.most_reset_updates
+
+
+@pytest.mark.parametrize("flipped", [1, 50])
+@pytest.mark.parametrize("chosen", [SMALL, PIXELS], ids=["sac", "drqv2"])
+def test_a_learner_resumed_in_the_middle_of_a_response_continues_exactly(
+    chosen: LearnerSettings, flipped: int, tmp_path: Path
+) -> None:
+    one, two = responding(chosen), responding(chosen, seed=9)
+    one.pretrain()
+    for _ in range(3):
+        one.update()
+    one.promoted(flipped, actions=100)
+    for updates in (0, 2):
+        for _ in range(updates):
+            one.update()
+        one.save(tmp_path / "learner.pt")
+        two.load(tmp_path / "learner.pt")
+        assert two.response.holds and two.response.state == one.response.state
+    for _ in range(9):
+        one.update()
+        two.update()
+    assert not one.response.holds
+    assert two.response.state == one.response.state
+    assert not parts_moved(weights(one), weights(two))
+
+
+def test_the_q_bound_is_that_of_the_reward() -> None:
+    replay = Replay(CONTRACT, 100)
+    runs_on = reward.RewardSettings(form=reward.RewardForm.PROBABILITY, terminate_on_success=False)
+    for paid, bound in ((reward.RewardSettings(success_reward=3.0), 3.0), (runs_on, 1 / (1 - SMALL.discount))):
+        assert Learner(CONTRACT, replay, SMALL, 0, paid).q_bound == pytest.approx(bound)

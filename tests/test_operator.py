@@ -23,6 +23,8 @@ class ToyRobot:
     operator: ScriptedOperator
     policy_version: int = 0
     fires_after: int | None = None  # the classifier ends every policy episode after that many steps
+    veto_ticks: int = 0  # and waits for a veto for so long
+    declared_at: int | None = None
     mode: Mode = Mode.IDLE
     now_ns: int = 0
     tick_count: int = 0
@@ -51,8 +53,11 @@ class ToyRobot:
     def status(self) -> ControlStatus:
         return ControlStatus(
             self.tick_count, self.now_ns, self.mode, self.episode, self.seq, 0.0, self.policy_version,
-            self.policy_version, 0.0, 0.5, 0, 0.0, 0.0, 0.0, 0.0, 0, self.last_end, "",
+            self.policy_version, 0.0, 0.5, 0, 0.0, 0.0, 0.0, 0.0, 0, self.last_end, "", veto_left_s=self.veto_left_s(),
         )  # fmt: skip
+
+    def veto_left_s(self) -> float:
+        return 0.0 if self.declared_at is None else 0.1 * (self.declared_at + self.veto_ticks - self.seq)
 
     def run(self, ticks: int) -> None:
         for _ in range(ticks):
@@ -85,6 +90,8 @@ class ToyRobot:
             self.mode = Mode.POLICY
         elif kind is EventKind.SUCCESS and driving and self.policy_version == 0:
             self.hold_left = 15
+        elif kind in (EventKind.FALSE_POSITIVE, EventKind.FAILURE) and self.declared_at is not None:
+            self.declared_at, self.fires_after = None, None
         elif kind in (EventKind.SUCCESS, EventKind.FAILURE) and driving:
             self._end(kind.value)
 
@@ -109,7 +116,9 @@ class ToyRobot:
                 if self.hold_left == 0:
                     self._end("success")
             elif self.mode is Mode.POLICY and self.fires_after is not None and self.seq >= self.fires_after:
-                self._end("success")
+                self.declared_at = self.declared_at or self.seq
+                if self.seq >= self.declared_at + self.veto_ticks:
+                    self._end("success")
             elif self.seq >= TASK.episode_steps:
                 self._end("timeout")
         elif self.mode is Mode.RESET:
@@ -128,6 +137,7 @@ class ToyRobot:
     def _end(self, reason: str) -> None:
         self.ends.append((self.episode, reason, self.truth().success))
         self.last_end, self.mode, self.reset_left, self.hold_left = reason, Mode.RESET, 18, None
+        self.declared_at = None
 
     def pressed(self, kind: EventKind) -> list[tuple[Mode, int, OperatorEvent]]:
         return [e for e in self.events if e[2].kind is kind]
@@ -214,6 +224,29 @@ def test_a_false_success_is_flagged_and_the_episode_called_a_failure_before_the_
     assert wrong - {toy.ends[-1][0]} <= flagged & failed
 
 
+def test_a_false_success_is_denied_a_reaction_time_after_it_is_declared() -> None:
+    toy = robot(policy_version=1, fires_after=10, veto_ticks=10)
+    toy.run(60)
+    ((mode, _, veto),) = toy.pressed(EventKind.FALSE_POSITIVE)
+    declared_ns = (9 + 10) * TICK_NS  # the episode begins after nine ticks
+    assert mode is Mode.POLICY and 3 * TICK_NS <= veto.stamp_ns - declared_ns <= 9 * TICK_NS
+    assert not toy.pressed(EventKind.FAILURE) and not toy.ends
+
+
+def test_who_is_too_late_for_a_veto_flags_the_success_once() -> None:
+    toy = robot(policy_version=1, fires_after=10, veto_ticks=2)
+    toy.run(45)
+    assert len(toy.ends) == 1
+    assert [mode for mode, _, _ in toy.pressed(EventKind.FALSE_POSITIVE)] == [Mode.RESET]
+
+
+def test_a_true_success_that_is_declared_needs_no_word() -> None:
+    toy = robot(policy_version=1, fires_after=3, veto_ticks=10, lie_success=True)
+    toy.run(300)
+    assert len(toy.ends) >= 5
+    assert not toy.pressed(EventKind.FALSE_POSITIVE) and not toy.pressed(EventKind.SUCCESS)
+
+
 def test_a_true_success_ended_by_the_classifier_is_not_flagged() -> None:
     toy = robot(policy_version=1, fires_after=3, lie_success=True)
     toy.run(300)
@@ -260,3 +293,19 @@ def test_the_same_seed_presses_the_same_keys() -> None:
     second.run(500)
     assert first.events == second.events
     assert len({event.event_id for _, _, event in first.events}) == len(first.events)
+
+
+def test_an_offered_classifier_is_accepted_once_by_a_person_who_wants_it_and_else_never() -> None:
+    toy = robot(policy_version=1)
+    offer = replace(toy.status(), reward_source="manual")
+    willing = ScriptedOperator(TASK, replace(CAREFUL, accepts_classifier=True), 0)
+    wary = ScriptedOperator(TASK, CAREFUL, 0)
+
+    def kinds(person: ScriptedOperator, status: ControlStatus) -> list[EventKind]:
+        return [event.kind for event in person.tick(0, toy.truth(), status).events]
+
+    assert kinds(willing, offer).count(EventKind.ACCEPT_CLASSIFIER) == 1
+    assert EventKind.ACCEPT_CLASSIFIER not in kinds(willing, offer) + kinds(wary, offer)
+    fresh = ScriptedOperator(TASK, replace(CAREFUL, accepts_classifier=True), 0)
+    assert EventKind.ACCEPT_CLASSIFIER not in kinds(fresh, replace(offer, reward_source="hybrid"))
+    assert EventKind.ACCEPT_CLASSIFIER not in kinds(fresh, replace(offer, classifier_version=0))

@@ -77,6 +77,21 @@ def test_a_policy_without_new_updates_is_never_due() -> None:
     assert schedule.due(100.0, 51)
 
 
+def test_a_policy_waits_for_critics_that_catch_up_but_not_for_ever(schedule: Schedule) -> None:
+    limit_s = schedule.settings.most_held_s
+    assert not schedule.waits(100.0, held=False)
+    assert schedule.waits(101.0, held=True)
+    assert schedule.waits(100.9 + limit_s, held=True)
+    assert not schedule.waits(101.0 + limit_s, held=True)
+
+
+def test_the_next_hold_may_last_as_long_as_the_first(schedule: Schedule) -> None:
+    limit_s = schedule.settings.most_held_s
+    schedule.waits(100.0, held=True)
+    schedule.waits(101.0, held=False)
+    assert schedule.waits(100.0 + limit_s, held=True)
+
+
 def test_publishing_makes_it_durable_before_it_is_announced(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     seen: list[tuple[Channel, int, bool]] = []

@@ -120,6 +120,55 @@ def test_a_new_outcome_repairs_a_false_success_and_returns_its_tail() -> None:
     assert not replay.terminal.any()
 
 
+def outcomes_of(replay: Replay) -> list[np.ndarray]:
+    return [values[: replay.size].copy() for values in (replay.reward, replay.terminal, replay.usable)]
+
+
+def test_a_false_success_becomes_a_truncation_whose_value_is_bootstrapped() -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 6, EndReason.SUCCESS)
+    judge(replay, 1, [6])
+    last = replay.rows(1)[-2]
+    assert replay.terminal[last] and replay.reward[last] == 1.0
+    judge(replay, 1)
+    batch = replay.sample(100, np.random.default_rng(0), discount=0.9)
+    assert last in batch.rows and replay.rows(1)[-1] in batch.next_rows
+    assert (batch.discount == np.float32(0.9)).all() and not batch.reward.any()
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_a_missed_success_becomes_a_terminal_and_nothing_behind_it_is_sampled(n_step: int) -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 8, EndReason.TIMEOUT)
+    judge(replay, 1)
+    judge(replay, 1, [4])
+    batch = replay.sample(300, np.random.default_rng(0), n_step, 0.9)
+    assert replay.seq[batch.next_rows].max() == 4
+    ends = replay.seq[batch.next_rows] == 4
+    assert (batch.discount[ends] == 0.0).all() and (batch.reward[ends] > 0.0).all()
+    assert not batch.reward[~ends].any()
+
+
+@pytest.mark.parametrize("said", [[], [2], [2, 3, 9], [9]])
+@pytest.mark.parametrize("before", [[], [5], [9]])
+def test_an_outcome_that_is_taken_back_leaves_every_row_as_it_was(before: list[int], said: list[int]) -> None:
+    replay = Replay(CONTRACT, 64)
+    fill(replay, 1, 9, EndReason.SUCCESS)
+    for seq in (0, 1, 3, 4):  # a lost step: no transition across the gap, whatever the outcome
+        replay.append(make_step(2, seq))
+    replay.append(make_step(2, 5, end=EndReason.TIMEOUT))
+    judge(replay, 1, before)
+    judge(replay, 2)
+    first, sampled = outcomes_of(replay), replay.sample(50, np.random.default_rng(3)).rows
+    judge(replay, 1, said)
+    judge(replay, 2, [1])
+    judge(replay, 1, before)
+    judge(replay, 2)
+    for one, two in zip(first, outcomes_of(replay)):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(replay.sample(50, np.random.default_rng(3)).rows, sampled)
+
+
 def test_half_of_a_batch_is_guided_however_few_guided_steps_there_are() -> None:
     replay = Replay(CONTRACT, 512)
     fill(replay, 1, 5, EndReason.SUCCESS, Source.DEMONSTRATION)

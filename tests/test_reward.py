@@ -3,8 +3,22 @@
 import numpy as np
 import pytest
 
+from steadyhand_models import settings as settings_of
 from steadyhand_models.messages import EndReason
-from steadyhand_models.reward import Rule, fires, lower_bound, outcome, success_frames
+from steadyhand_models.reward import (
+    Outcome,
+    RewardForm,
+    RewardSettings,
+    RewardSource,
+    Rule,
+    deny,
+    fires,
+    flips,
+    lower_bound,
+    outcome,
+    success_frames,
+    worth,
+)
 
 RULE = Rule(threshold=0.5, debounce_frames=2)
 
@@ -84,3 +98,141 @@ def test_a_failure_is_terminal_without_reward():
 def test_without_a_classifier_only_the_human_decides():
     success = success_frames(None, np.array([0, 0, 1], np.int8), RULE)
     np.testing.assert_array_equal(success, [False, False, True])
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+ENDED = EndReason.TIMEOUT
+SPOKEN = np.array([0, 1, 0, 0, -1], np.int8)
+SEEN = probabilities(0.1, 0.1, 0.9, 0.9, 0.9)  # fires at frames 3 and 4
+
+
+def rewards(settings: RewardSettings, lower: np.ndarray | None = SEEN, labels: np.ndarray = SPOKEN) -> list[float]:
+    return worth(lower, labels, RULE, ENDED, settings, 0.9).reward.tolist()
+
+
+def test_a_source_says_whose_word_counts():
+    runs_on = {"terminate_on_success": False}
+    assert rewards(RewardSettings(source=RewardSource.HYBRID, **runs_on)) == [1, 0, 1, 0]
+    assert rewards(RewardSettings(source=RewardSource.MANUAL, **runs_on)) == [1, 0, 0, 0]
+    assert rewards(RewardSettings(source=RewardSource.CLASSIFIER, **runs_on)) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("source", list(RewardSource))
+def test_until_there_is_a_classifier_the_human_s_word_is_the_reward(source):
+    assert rewards(RewardSettings(source=source), lower=None) == [1, 0, 0, 0]
+
+
+# -- forms -------------------------------------------------------------------------------------------------------------
+
+
+def test_success_that_does_not_end_the_episode_pays_on_every_frame_and_is_never_terminal():
+    settings = RewardSettings(terminate_on_success=False, success_reward=2.0)
+    out = outcome(np.array([False, True, True, False]), EndReason.SUCCESS, settings=settings)
+    np.testing.assert_array_equal(out.reward, [2, 2, 0])
+    assert not out.terminal.any() and out.usable.all()
+
+
+def test_a_failure_is_terminal_also_where_success_is_not():
+    settings = RewardSettings(terminate_on_success=False)
+    assert outcome(np.array([False, True, False]), EndReason.FAILURE, settings=settings).terminal.tolist() == [
+        False,
+        True,
+    ]
+
+
+def test_a_probability_pays_on_every_step_and_the_human_s_word_wins():
+    settings = RewardSettings(form=RewardForm.PROBABILITY, terminate_on_success=False, success_reward=2.0)
+    np.testing.assert_allclose(rewards(settings), [2.0, 1.8, 1.8, 0.0])
+
+
+def test_a_forced_probability_ends_at_success_and_pays_nothing_behind_it():
+    settings = RewardSettings(form=RewardForm.PROBABILITY, force=True)
+    out = worth(SEEN, silence(5), RULE, ENDED, settings, 0.9)
+    np.testing.assert_allclose(out.reward, [0.1, 0.9, 0.9, 0.0], atol=1e-6)
+    assert out.terminal.tolist() == [False, False, True, False]
+
+
+def test_a_potential_shapes_by_the_change_of_probability_and_is_nothing_at_a_terminal():
+    settings = RewardSettings(form=RewardForm.POTENTIAL)
+    out = worth(SEEN, silence(5), RULE, ENDED, settings, 0.9)
+    np.testing.assert_allclose(out.reward, [0.9 * 0.1 - 0.1, 0.9 * 0.9 - 0.1, 1.0 + 0.0 - 0.9, 0.0], atol=1e-6)
+
+
+def test_a_potential_at_a_timeout_is_the_last_frame_s_because_the_value_behind_it_is_bootstrapped():
+    settings = RewardSettings(form=RewardForm.POTENTIAL)
+    out = worth(probabilities(0.2, 0.4, 0.6), silence(3), Rule(0.9, 2), ENDED, settings, 0.5)
+    np.testing.assert_allclose(out.reward, [0.2 - 0.2, 0.3 - 0.4], atol=1e-6)
+
+
+def test_a_human_s_no_takes_the_potential_and_a_yes_gives_it():
+    settings = RewardSettings(form=RewardForm.POTENTIAL, terminate_on_success=False)
+    said = worth(SEEN, np.array([0, 0, -1, -1, 1], np.int8), RULE, ENDED, settings, 1.0)
+    np.testing.assert_allclose(said.reward, [0.0, -0.1, 0.0, 2.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("end", [EndReason.FAILURE, EndReason.TIMEOUT])
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_shaping_adds_the_same_to_every_way_from_one_start_so_that_the_best_stays_the_best(end, scale):
+    random = np.random.default_rng(1)
+    discount = 0.9
+    plain = RewardSettings(success_reward=scale)
+    shaped = RewardSettings(form=RewardForm.POTENTIAL, success_reward=scale)
+    for _ in range(50):
+        lower = random.random(int(random.integers(2, 40))).astype(np.float32)
+        outs = [worth(lower, silence(len(lower)), RULE, end, s, discount) for s in (plain, shaped)]
+        np.testing.assert_array_equal(outs[0].terminal, outs[1].terminal)
+        count = int(outs[0].usable.sum())
+        weights = discount ** np.arange(count)
+        one, two = (float((out.reward[:count] * weights).sum()) for out in outs)
+        behind = 0.0 if outs[0].terminal.any() else discount**count * lower[count]
+        assert two - one == pytest.approx(scale * (behind - lower[0]), abs=1e-4 * scale)
+
+
+def test_a_dense_form_without_probabilities_says_what_it_needs():
+    with pytest.raises(ValueError, match="needs the probability"):
+        outcome(np.zeros(3, bool), None, settings=RewardSettings(form=RewardForm.POTENTIAL))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "why", "fix"),
+    [
+        ({"form": "probability"}, "hovering", "terminate_on_success"),
+        ({"form": "probability", "source": "manual", "force": True}, "asks no classifier", "'hybrid'"),
+        ({"form": "potential", "source": "manual"}, "asks no classifier", "'success'"),
+        ({"success_threshold": 1.0}, "success_threshold", "less than 1"),
+        ({"success_reward": 0.0}, "success_reward", "greater than 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_with_the_reason_and_the_fix(chosen, why, fix):
+    with pytest.raises(settings_of.SettingsError) as refused:
+        settings_of.validate(RewardSettings, chosen, "here")
+    assert why in str(refused.value) and fix in str(refused.value)
+
+
+def test_a_probability_with_an_end_by_success_can_be_forced():
+    chosen = settings_of.validate(RewardSettings, {"form": "probability", "force": True}, "here")
+    assert chosen.form is RewardForm.PROBABILITY and chosen.terminate_on_success
+
+
+def test_a_flip_is_a_changed_terminal_or_more_than_a_tenth_of_the_success_reward():
+    settings = RewardSettings(form=RewardForm.PROBABILITY, terminate_on_success=False, success_reward=10.0)
+    before = np.array([5.0, 5.0, 5.0], np.float32)
+    now = Outcome(np.array([5.9, 6.1, 5.0], np.float32), np.array([False, False, True]), np.ones(3, bool))
+    assert flips(before, np.zeros(3, bool), now, settings).tolist() == [False, True, True]
+
+
+def test_a_vetoed_success_stays_denied_until_the_classifier_has_fallen_below_its_threshold() -> None:
+    rule = Rule(0.5, 2)
+    lower = np.array([0, 0.9, 0.9, 0.8, 0.9, 0.2, 0.9, 0.9], np.float32)
+    labels = np.array([-1, -1, -1, 0, 0, 0, 0, 0], np.int8)
+    hybrid = RewardSettings()
+
+    def paid(settings: RewardSettings, denied: tuple[int, ...]) -> list[int]:
+        found = worth(lower, labels, rule, EndReason.SUCCESS, settings, 0.97, denied)
+        return np.flatnonzero(found.reward).tolist()
+
+    assert paid(hybrid, ()) == [2]  # the frame behind the denied ones
+    assert paid(hybrid, (2,)) == [6]
+    assert paid(RewardSettings(source=RewardSource.CLASSIFIER), (2,)) == [1]
+    assert deny(lower[:5], [2], rule).tolist() == pytest.approx([0, 0.9, 0.9, 0, 0])

@@ -67,6 +67,56 @@ def test_a_classifier_may_differ_as_it_likes() -> None:
     assert shadow.run(policy(-0.95), recent(*[0.95] * 6), Limits(1.0)) == 6
 
 
+def verdicts(*answers: float) -> Recent:
+    made = Recent(10)
+    for answer in answers:
+        made.add(Sample(np.full((1, 2, 2, 3), made.added, np.uint8), None, None, np.full(3, answer, np.float32)))
+    return made
+
+
+class Sequence:
+    """A classifier that gives these answers in turn."""
+
+    last_s = 0.001
+
+    def __init__(self, *answers: float) -> None:
+        self._answers = iter(answers)
+
+    def run(self, frames: np.ndarray, state: object = None, noise: object = None) -> np.ndarray:
+        return np.full(2, next(self._answers), np.float32)
+
+
+CLASSIFIER = Limits(1.0, probabilities=True)
+
+
+def test_a_classifier_that_takes_away_a_row_of_false_successes_passes() -> None:
+    assert shadow.run(Sequence(*np.linspace(0.0, 0.02, 6)), verdicts(*[0.999] * 6), CLASSIFIER) == 6
+
+
+def test_a_classifier_that_calls_everything_a_success_is_refused() -> None:
+    with pytest.raises(ArtifactError, match=r"success on all 6 frames, each over 0\.9 above"):
+        shadow.run(Sequence(*np.linspace(0.97, 0.99, 6)), verdicts(*[0.01] * 6), CLASSIFIER)
+    assert shadow.run(Sequence(0.05, *[0.99] * 5), verdicts(*[0.01] * 6), CLASSIFIER) == 6
+
+
+def test_a_classifier_that_answers_all_frames_alike_is_refused_where_they_differ_to_the_present_one() -> None:
+    with pytest.raises(ArtifactError, match="the same answer to 6 frames that differ"):
+        shadow.run(Sequence(*[0.3] * 6), verdicts(0.1, 0.2, 0.1, 0.4, 0.9, 0.1), CLASSIFIER)
+    assert shadow.run(Sequence(*[0.3] * 6), verdicts(*[0.1] * 6), CLASSIFIER) == 6
+
+
+def test_an_answer_that_is_no_probability_refuses_the_classifier() -> None:
+    with pytest.raises(ArtifactError, match=r"outside 0\.\.1"):
+        shadow.run(Sequence(0.2, 1.5), verdicts(0.1, 0.1), CLASSIFIER)
+
+
+def test_only_every_few_calls_are_kept_so_that_they_reach_back_further() -> None:
+    made = Recent(3, every=4)
+    for i in range(20):
+        made.add(sample(float(i)))
+    assert [float(s.output[0]) for s in made.samples()] == [11.0, 15.0, 19.0] and made.added == 5
+
+
 def test_a_candidate_over_its_budget_is_refused_by_its_median() -> None:
     with pytest.raises(ArtifactError, match="a call takes 80 ms, allowed 50 ms"):
         shadow.run(policy(0.1, call_s=0.08), recent(0.1, 0.1, 0.1), Limits(0.05))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -543,3 +544,26 @@ def test_a_build_waits_for_the_pause_after_a_tick(tmp_path: Path) -> None:
     finally:
         standby.stop()
     assert paused.index(False) > 0 and standby.build_hold_s is not None
+
+
+def test_a_classifier_that_calls_everything_a_success_is_refused_and_the_present_one_stays(desk: Desk) -> None:
+    desk.publish(onnx_models.classifier(CONTRACT, 1))
+    desk.standby.look()
+    desk.turn()
+    for value in range(50):
+        desk.models.judge(np.full(CONTRACT.frames_shape, value % 5, np.uint8))
+    flood = onnx_models.classifier(CONTRACT, 2, offset=0.95)
+    desk.publish(flood)
+    desk.standby.look()
+    refused = desk.turn()[-1]
+    assert refused.outcome is SwapOutcome.REFUSED and "success on all 10 frames" in refused.reason
+    assert desk.models.classifier.version == 1
+
+
+def test_a_swap_says_when_its_model_was_found_and_when_it_was_ready(desk: Desk) -> None:
+    before_ns = time.monotonic_ns()
+    desk.publish(onnx_models.classifier(CONTRACT, 1))
+    desk.standby.look()
+    desk.turn()
+    (swap,) = desk.turn()
+    assert before_ns < swap.found_ns < swap.staged_ns < time.monotonic_ns()

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from steadyhand_models.messages import Source
+from steadyhand_models.messages import EndReason, Source
+from steadyhand_models.reward import DEFAULT, RewardForm, RewardSettings, outcome
 from steadyhand_training.watch import (
     REMEDIES,
-    RewardForm,
     ValueBounds,
     WarningCode,
     Watch,
@@ -34,40 +34,47 @@ def looked(metrics: dict[str, float], times: int) -> Watch:
     [(RewardForm.SUCCESS, 0.0, 1.0), (RewardForm.PROBABILITY, 0.0, 25.0), (RewardForm.POTENTIAL, -1.0, 1.0)],
 )
 def test_each_form_of_reward_has_its_bounds(form: RewardForm, lo: float, hi: float) -> None:
-    got = value_bounds(form, 0.96)
+    got = value_bounds(RewardSettings(form=form, force=True), 0.96)
     assert (got.lo, got.hi) == pytest.approx((lo, hi))
 
 
 def test_penalties_and_bonuses_of_every_step_widen_the_bounds_by_their_sum_for_ever() -> None:
-    got = value_bounds(RewardForm.SUCCESS, 0.9, penalty=-0.02, bonus=0.1)
+    got = value_bounds(DEFAULT, 0.9, penalty=-0.02, bonus=0.1)
     assert (got.lo, got.hi) == pytest.approx((-0.2, 2.0))
 
 
+def test_a_success_that_does_not_end_the_episode_pays_for_ever_and_the_success_reward_scales_the_bounds() -> None:
+    once = value_bounds(RewardSettings(success_reward=10.0), 0.9)
+    always = value_bounds(RewardSettings(success_reward=10.0, terminate_on_success=False), 0.9)
+    shaped = value_bounds(RewardSettings(form=RewardForm.POTENTIAL, success_reward=10.0), 0.9)
+    assert (once.hi, always.hi, shaped.lo, shaped.hi) == pytest.approx((10.0, 100.0, -10.0, 10.0))
+
+
+@pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("form", list(RewardForm))
-def test_no_sequence_of_rewards_leaves_the_bounds(form: RewardForm) -> None:
+def test_no_episode_is_worth_more_or_less_than_the_bounds(form: RewardForm, ends: bool) -> None:
     random = np.random.default_rng(0)
+    settings = RewardSettings(form=form, terminate_on_success=ends, success_reward=2.0, force=True)
     discount = 0.9
-    bounds = value_bounds(form, discount, penalty=-0.02)
-    for _ in range(200):
+    bounds = value_bounds(settings, discount, penalty=-0.02)
+    worths = []
+    for _ in range(300):
         count = int(random.integers(1, 100))
-        phi = random.integers(0, 2, count + 1).astype(float)
-        phi[-1] = 0.0  # terminal
-        success = np.zeros(count)
-        success[-1] = random.integers(0, 2)
-        paid = {
-            RewardForm.SUCCESS: success,
-            RewardForm.PROBABILITY: random.integers(0, 2, count).astype(float),
-            RewardForm.POTENTIAL: success + discount * phi[1:] - phi[:-1],
-        }[form]
-        value = ((paid - 0.02 * random.integers(0, 2, count)) * discount ** np.arange(count)).sum()
-        assert bounds.lo - 1e-9 <= value <= bounds.hi + 1e-9
+        probability = random.integers(0, 2, count + 1).astype(np.float32)
+        success = random.random(count + 1) < random.choice([0.0, 0.1, 1.0])
+        paid = outcome(success, EndReason.FAILURE, probability, settings, discount)
+        each = (paid.reward - 0.02 * random.integers(0, 2, count)) * paid.usable
+        worths.append(float((each * discount ** np.arange(count)).sum()))
+    span = bounds.hi - bounds.lo
+    assert bounds.lo - 1e-5 <= min(worths) and max(worths) <= bounds.hi + 1e-5
+    assert max(worths) > bounds.lo + 0.4 * span
 
 
 def test_arguments_that_bound_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="discount"):
-        value_bounds(RewardForm.PROBABILITY, 1.0)
+        value_bounds(DEFAULT, 1.0)
     with pytest.raises(ValueError, match="must not be positive"):
-        value_bounds(RewardForm.SUCCESS, 0.9, penalty=0.1)
+        value_bounds(DEFAULT, 0.9, penalty=0.1)
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,15 @@ def test_every_topic_names_a_message_that_the_wire_can_carry():
         assert wire._codec(topic.message).name == topic.message.__name__
         assert topic.bound > 0
         assert (topic.drop is topics.Drop.NEVER) == (topic.rate_hz is None)
+
+
+def test_records_from_before_a_field_with_a_default_are_still_readable():
+    label = m.Label("e1", m.LabelKind.FAILURE, 5, "ann", "keys", 0.3, "run", 2, 1, "e0", (3, 4), "edge", 1.5)
+    items = msgpack.unpackb(wire.encode(label))
+    assert wire.decode(msgpack.packb(items), m.Label) == label
+    older = wire.decode(msgpack.packb(items[:-3]), m.Label)
+    assert older == dataclasses.replace(label, steps=(), about="", said_unix_s=0.0)
+    required = [f for f in dataclasses.fields(m.Label) if f.default is dataclasses.MISSING]
+    for count in (len(required), len(items) + 1):
+        with pytest.raises(wire.WireError, match="expected 13 fields"):
+            wire.decode(msgpack.packb([*items, 0][:count]), m.Label)

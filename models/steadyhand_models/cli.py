@@ -16,7 +16,7 @@ from steadyhand_models.settings import SettingsError
 GROUP = "steadyhand.commands"
 ORDER = (
     *("demo", "runtime", "doctor", "operator", "bus", "collect", "train", "evaluate", "report"),
-    *("models", "keys", "task", "sim", "bench", "lab"),
+    *("classifier", "models", "keys", "task", "sim", "bench", "lab"),
 )
 USAGE = """steadyhand: teach an SO-101 arm by human-in-the-loop reinforcement learning
 

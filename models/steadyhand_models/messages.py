@@ -62,11 +62,14 @@ class EventKind(str, enum.Enum):
     FALSE_NEGATIVE = "false_negative"
     ABORT = "abort"
     SCENE_READY = "scene_ready"
+    ACCEPT_CLASSIFIER = "accept_classifier"  # with reward source manual: let the classifier end episodes too
     UNDO = "undo"
 
 
 class LabelKind(str, enum.Enum):
-    """A human's word. SUCCESS and FAILURE are about frames near the stamp, verdicts about a whole episode."""
+    """A human's word. SUCCESS and FAILURE are about frames near the stamp, verdicts about a whole episode, reviews
+    about the very frames that they name.
+    """
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -75,6 +78,8 @@ class LabelKind(str, enum.Enum):
     VERDICT_SUCCESS = "verdict_success"
     VERDICT_FAILURE = "verdict_failure"
     UNDO = "undo"
+    REVIEW_SUCCESS = "review_success"
+    REVIEW_NONE = "review_none"
 
 
 class BusAction(str, enum.Enum):
@@ -239,6 +244,9 @@ class Label:
     episode: int
     contradicts: int  # classifier version in force
     undo_of: str = ""
+    steps: tuple[int, ...] = ()  # places in the episode of the frames a review is about, or that fired
+    about: str = ""  # the edge whose episode it is about, where another one sends it
+    said_unix_s: float = 0.0  # when it was said, where `stamp_ns` is the frame's
 
 
 @dataclass(frozen=True)
@@ -255,6 +263,8 @@ class Swap:
     build_s: float
     missed_ticks: int  # control ticks missed between staging and the first tick after the swap
     lateness_s: float  # of that first tick
+    found_ns: int = 0  # when this robot had it whole and began to check it, by the machine's monotonic clock
+    staged_ns: int = 0  # when it was checked, built and tried, and waited for its boundary
 
 
 @dataclass(frozen=True)
@@ -358,6 +368,8 @@ class ControlStatus:
     last_end: str
     message: str
     engine: str = ""  # what computes the models, and why nothing faster does
+    veto_left_s: float = 0.0  # until silence commits the success that the classifier has declared; 0: none is pending
+    reward_source: str = ""  # who may end an episode as a success at present
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,16 @@ class _Codec:
         self.cls = cls
         hints = typing.get_type_hints(cls, include_extras=True)
         self.fields = [_Field(f.name, *_converters(hints[f.name])) for f in dataclasses.fields(cls)]
+        # Fields with a default come last; records that were kept before there was such a field are still readable.
+        self._least = sum(_is_required(f) for f in dataclasses.fields(cls))
 
     def pack(self, message: Any) -> list[Any]:
         return [self.name, *(f.pack(getattr(message, f.name)) for f in self.fields)]
 
     def unpack(self, items: Any) -> Any:
-        if not isinstance(items, list) or len(items) != len(self.fields) + 1 or items[0] != self.name:
+        if not isinstance(items, list) or not items or items[0] != self.name:
+            raise WireError(f"{self.name}: expected {len(self.fields)} fields")
+        if not self._least <= len(items) - 1 <= len(self.fields):
             raise WireError(f"{self.name}: expected {len(self.fields)} fields")
         values = []
         for field, item in zip(self.fields, items[1:]):
@@ -95,6 +99,10 @@ class _Codec:
             except (ValueError, TypeError) as error:
                 raise WireError(f"{self.name}.{field.name}: {error}") from None
         return self.cls(*values)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 _CODECS: dict[type, _Codec] = {}

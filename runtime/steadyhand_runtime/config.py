@@ -17,17 +17,10 @@ from pydantic import Field
 
 from steadyhand_models import settings
 from steadyhand_models.cli import UserError
+from steadyhand_models.reward import RewardSource
 from steadyhand_runtime.engine import Provider
 
 MAX_SOCKET_FOLDER_CHARS = 79  # a socket's path is limited to 107 bytes, and topic names take up to 28
-
-
-class RewardSource(str, enum.Enum):
-    """Who may end an episode as a success."""
-
-    HYBRID = "hybrid"
-    MANUAL = "manual"
-    CLASSIFIER = "classifier"
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,10 @@ class ControlSettings:
     """The control loop; its rate is the task's."""
 
     exploration: Annotated[float, Field(ge=0, le=2)] = 1.0  # scales the policy's own noise; 0 is its mean action
-    reward_source: RewardSource = RewardSource.HYBRID
+    reward_source: RewardSource = RewardSource.HYBRID  # who may end an episode as a success
+    terminate_on_success: bool = True  # false: a success that the classifier sees ends nothing; as the trainer's reward
+    # 0 commits at once: a window costs every true success its steps, and a flag after the end corrects just as well.
+    veto_window_s: Annotated[float, Field(ge=0, le=10)] = 0.0  # in which a person may deny a declared success
     collect_hold_steps: Annotated[int, Field(ge=0, le=200)] = 30  # recorded after a demonstration's success key
     seed: Annotated[int, Field(ge=0)] = 0
     realtime_priority: Annotated[int, Field(ge=1, le=99)] = 40

@@ -43,6 +43,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 STARTED_AGAIN = "the control process was started again: press scene ready to go on"
+OFFER = "a classifier has come: press h to let it end episodes too (hybrid)"
 BLIND_LIMIT_S = 1.0  # shorter gaps only skip ticks: the goal expires and the bus holds
 OPERATOR_LIMIT_S = 3.0  # a takeover without its operator for so long is over, and waits for a person
 DRIVING = (Mode.POLICY, Mode.TAKEOVER)
@@ -98,6 +99,7 @@ class Control:
         self._episode: Episode | None = None
         self._last: EpisodeRef | None = None
         self._last_end = ""
+        self._source = settings.reward_source
         self._next_episode = first_episode
         self._scene_ready = self._want_takeover = False
         self._tick = self._goals = self._written = 0
@@ -116,9 +118,11 @@ class Control:
         seen = self._observer.see(now_ns, inputs.bus, inputs.frames, episode.target_m if episode else None)
         if episode is not None and isinstance(seen, Observation) and inputs.bus is not None:
             records += self._look(episode, seen, inputs.bus.refusals)
+            if self._obeys_classifier(episode):
+                episode.declare(now_ns)
         wishes, replies = self._hear(inputs.events, records)
         fault = self._fault(now_ns, inputs.bus, seen, inputs.heartbeat_ns)
-        over = self._end(inputs.bus, fault, wishes, records)
+        over = self._end(now_ns, inputs.bus, fault, wishes, records)
         self._change_mode(now_ns, inputs.bus, seen, self._facts(now_ns, inputs, seen, fault, over, wishes))
         goal_rad = self._move(now_ns, inputs, seen)
         records += self._models.records()
@@ -151,19 +155,45 @@ class Control:
     ) -> tuple[Wishes, list[EventReply]]:
         wishes, replies = Wishes(), []
         for event in events:
-            situation = Situation(self.mode, self._reference(), self._last)
+            situation = Situation(self.mode, self._reference(), self._last, self._offers)
             reply, label = self._events.hear(event, situation, wishes)
             replies.append(reply)
             if label is not None:
                 records.append(label)
+            self._obey(wishes)
         return wishes, replies
+
+    def _obey(self, wishes: Wishes) -> None:
+        """Do at once what changes the meaning of the next press."""
+        if wishes.veto and self._episode is not None:
+            self._episode.declaration.veto()
+            self._message = f"episode {self._episode.number}: its success was denied, it goes on"
+        if wishes.accept:
+            self._source = RewardSource.HYBRID
+        wishes.veto = wishes.accept = False
 
     def _reference(self, ended: Ending | None = None) -> EpisodeRef | None:
         episode = self._episode
         if episode is None:
             return None
-        by = ended.by if ended else None
-        return EpisodeRef(episode.number, episode.started_ns, episode.classifier_version, episode.collected, by)
+        return EpisodeRef(
+            episode.number,
+            episode.started_ns,
+            episode.classifier_version,
+            episode.collected,
+            ended.by if ended else None,
+            episode.declaration.last,
+            episode.declaration.pending,
+        )
+
+    def _obeys_classifier(self, episode: Episode) -> bool:
+        heeds = self._source is not RewardSource.MANUAL and self._settings.terminate_on_success
+        return heeds and not episode.collected
+
+    @property
+    def _offers(self) -> bool:
+        """Whether there is a classifier that ends no episodes, because nobody has asked it to."""
+        return self._source is RewardSource.MANUAL and self._models.classifier.current is not None
 
     def _fault(self, now_ns: int, bus: BusState | None, seen: Observation | Blind, heartbeat_ns: int | None) -> str:
         """Why the arm must not go on, or nothing."""
@@ -185,7 +215,9 @@ class Control:
 
     # -- deciding --------------------------------------------------------------------------------------------------
 
-    def _end(self, bus: BusState | None, fault: str, wishes: Wishes, records: list[Step | Label | Swap]) -> bool:
+    def _end(
+        self, now_ns: int, bus: BusState | None, fault: str, wishes: Wishes, records: list[Step | Label | Swap]
+    ) -> bool:
         """End the episode if anything says so; whether it ended."""
         episode = self._episode
         if episode is None:
@@ -196,7 +228,6 @@ class Control:
             episode.hold_left = self._settings.collect_hold_steps
         pressed = EndReason.SUCCESS if wishes.success and not episode.collected else None
         unmanned = self.mode is Mode.POLICY and self._models.policy.current is None
-        obeys_classifier = self._settings.reward_source is not RewardSource.MANUAL and not episode.collected
         stopped = bus is not None and bus.estopped
         end = ending(
             Signals(
@@ -204,7 +235,8 @@ class Control:
                 stopped=stopped,
                 pressed=wishes.end or pressed,
                 hold_left=episode.hold_left,
-                fired=obeys_classifier and episode.fired(),
+                committed=episode.declaration.due(now_ns),
+                declared=episode.declaration.stands,
                 steps_left=self._task.episode_steps - episode.actions,
             )
         )
@@ -268,7 +300,8 @@ class Control:
     def _begin_episode(self, first: Observation) -> None:
         gripper = self._projection.gripper(first.joints_rad[5])
         collected = self._models.policy.current is None
-        self._episode = Episode(self._run, self._next_episode, self._contract_hash, first, gripper, collected)
+        window_s = self._settings.veto_window_s
+        self._episode = Episode(self._run, self._next_episode, self._contract_hash, first, gripper, collected, window_s)
         self._next_episode += 1
         self._message = ""
         self._look(self._episode, first)
@@ -346,6 +379,8 @@ class Control:
             inference_s=self._models.spent_s,
             records=self._written,
             last_end=self._last_end,
-            message=self._models.alert or self._message,
+            message="; ".join(filter(None, (self._models.alert or self._message, OFFER if self._offers else ""))),
             engine=self._models.engine,
+            veto_left_s=episode.declaration.left_s(now_ns) if episode else 0.0,
+            reward_source=self._source.value,
         )

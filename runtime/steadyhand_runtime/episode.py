@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from steadyhand_models import reward
 from steadyhand_models.messages import EndReason, Source, Step
+from steadyhand_runtime.declaration import Declaration, Declared
 from steadyhand_runtime.observe import Observation
 
 F32 = npt.NDArray[np.float32]
@@ -61,7 +62,14 @@ class Episode:
     """
 
     def __init__(
-        self, run: str, number: int, contract: str, first: Observation, gripper: float, collected: bool
+        self,
+        run: str,
+        number: int,
+        contract: str,
+        first: Observation,
+        gripper: float,
+        collected: bool,
+        veto_window_s: float = 0.0,
     ) -> None:
         self.run, self.number, self.contract = run, number, contract
         self.started_ns = first.stamp_ns
@@ -70,6 +78,7 @@ class Episode:
         self.gripper = gripper
         self.hold_left: int | None = None  # ticks to record after a demonstration's success
         self.classifier_version = 0
+        self.declaration = Declaration(veto_window_s)
         self._rule: reward.Rule | None = None
         self._lower: list[float] = []
         self._seq = 0
@@ -113,11 +122,15 @@ class Episode:
         self._now = self._open = None
         return [] if last is None else [self._step(last, None, (f"ended_by_{end.by.value}",), end.reason)]
 
-    def fired(self) -> bool:
-        """Whether the classifier calls the newest frame a success."""
-        if self._rule is None or not self._lower:
-            return False
-        return bool(reward.fires(np.array(self._lower, np.float32), self._rule)[-1])
+    def declare(self, now_ns: int) -> None:
+        """Hear the classifier's word on the newest frame."""
+        if self._rule is None or self._now is None:
+            return
+        lower, k = np.array(self._lower, np.float32), self._rule.debounce_frames
+        fired = None
+        if reward.fires(lower, self._rule)[-1]:
+            fired = Declared(tuple(range(self._seq - k + 1, self._seq + 1)), self._now.observation.stamp_ns)
+        self.declaration.look(now_ns, bool(lower[-1] > self._rule.threshold), fired)
 
     def _close(self, refusals: tuple[str, ...]) -> Step | None:
         if self._open is None:
@@ -159,7 +172,8 @@ class Signals:
     stopped: bool = False  # the operator's emergency stop
     pressed: EndReason | None = None
     hold_left: int | None = None
-    fired: bool = False
+    committed: bool = False  # the classifier's success, which nobody has denied in time
+    declared: bool = False  # one that may still be denied
     steps_left: int = 1
 
 
@@ -173,7 +187,7 @@ def ending(signals: Signals) -> Ending | None:
         return Ending(signals.pressed, EndedBy.OPERATOR)
     if signals.hold_left is not None:
         return Ending(EndReason.SUCCESS, EndedBy.OPERATOR) if signals.hold_left <= 0 else None
-    if signals.fired:
+    if signals.committed or (signals.declared and signals.steps_left <= 0):
         return Ending(EndReason.SUCCESS, EndedBy.CLASSIFIER)
     if signals.steps_left <= 0:
         return Ending(EndReason.TIMEOUT, EndedBy.LIMIT)

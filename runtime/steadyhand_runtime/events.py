@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from steadyhand_models.messages import EndReason, EventKind, EventReply, Label, LabelKind, Mode, OperatorEvent
 from steadyhand_runtime.clock import NS_PER_S
+from steadyhand_runtime.declaration import Declared
 from steadyhand_runtime.episode import EndedBy
 
 REMEMBERED = 512
@@ -17,6 +18,7 @@ _FRAME_LABELS = {
     EventKind.FAILURE: LabelKind.FAILURE,
     EventKind.FALSE_NEGATIVE: LabelKind.FALSE_NEGATIVE,
 }
+_ABOUT_DECLARED = (LabelKind.FALSE_POSITIVE, LabelKind.VERDICT_SUCCESS)
 _VERDICTS = {
     EventKind.SUCCESS: LabelKind.VERDICT_SUCCESS,
     EventKind.FAILURE: LabelKind.VERDICT_FAILURE,
@@ -26,33 +28,44 @@ _VERDICTS = {
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRef:
-    """What a press may be about. `ended_by` is None while the episode runs."""
+    """What a press may be about. `ended_by` is None while the episode runs.
+
+    `declared` are the frames on which the classifier declared its success last, `pending` whether it awaits a veto.
+    """
 
     number: int
     started_ns: int
     classifier_version: int
     collected: bool
     ended_by: EndedBy | None = None
+    declared: Declared | None = None
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What the operator's press meets: the episode that runs, and the one before it."""
+    """What the operator's press meets: the episode that runs, the one before it, and whether hybrid is on offer."""
 
     mode: Mode
     current: EpisodeRef | None
     last: EpisodeRef | None
+    offers_classifier: bool = False
 
 
 @dataclass(slots=True)
 class Wishes:
-    """What the operator asked for in one tick. `success` ends an episode as one; a demonstration is held first."""
+    """What the operator asked for in one tick. `success` ends an episode as one; a demonstration is held first.
+
+    `veto` denies the pending success, `accept` lets the classifier end episodes.
+    """
 
     takeover: bool = False
     release: bool = False
     scene_ready: bool = False
     success: bool = False
     end: EndReason | None = None
+    veto: bool = False
+    accept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +122,20 @@ class EventBook:
             episode=about.number,
             contradicts=about.classifier_version,
             undo_of=undone,
+            steps=about.declared.steps if kind in _ABOUT_DECLARED and about.declared else (),
         )
 
 
 def _meaning(event: OperatorEvent, now: Situation, wishes: Wishes) -> _Meaning:
     kind = event.kind
+    if _vetoes(event, now.current):
+        wishes.veto = True
+        return _Meaning(LabelKind.FALSE_POSITIVE, now.current)
     if kind in _FRAME_LABELS:
         return _judgement(event, now, wishes)
+    if kind is EventKind.ACCEPT_CLASSIFIER:
+        wishes.accept = now.offers_classifier
+        return _Meaning(refusal="" if now.offers_classifier else "no classifier waits to be accepted")
     if kind is EventKind.FALSE_POSITIVE:
         return _false_positive(event, now)
     if kind is EventKind.ABORT:
@@ -129,6 +149,14 @@ def _meaning(event: OperatorEvent, now: Situation, wishes: Wishes) -> _Meaning:
         wishes.scene_ready = True
         return _Meaning()
     return _hand_over(kind, now, wishes)
+
+
+def _vetoes(event: OperatorEvent, current: EpisodeRef | None) -> bool:
+    """Whether a press denies the pending success. Failure does too: it must not end what has not failed yet."""
+    if current is None or current.declared is None or not current.pending:
+        return False
+    denies = event.kind in (EventKind.FALSE_POSITIVE, EventKind.FAILURE)
+    return denies and event.stamp_ns >= current.declared.stamp_ns
 
 
 def _judgement(event: OperatorEvent, now: Situation, wishes: Wishes) -> _Meaning:
@@ -146,6 +174,9 @@ def _judgement(event: OperatorEvent, now: Situation, wishes: Wishes) -> _Meaning
 
 def _false_positive(event: OperatorEvent, now: Situation) -> _Meaning:
     """About the success that the classifier declared last; without one, about what it shows now."""
+    current = now.current
+    if current is not None and current.declared is not None and event.stamp_ns >= current.declared.stamp_ns:
+        return _Meaning(LabelKind.FALSE_POSITIVE, current)
     if now.last is not None and now.last.ended_by is EndedBy.CLASSIFIER:
         return _Meaning(LabelKind.FALSE_POSITIVE, now.last)
     about = now.current if now.current is not None and _was_seen_in(event, now.current) else now.last

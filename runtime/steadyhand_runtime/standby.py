@@ -32,6 +32,8 @@ LOOK_PERIOD_S = 0.2
 BUDGET_SHARE = 0.5  # of the control period, for one call of one model
 LIMIT_SHARE = 1.0  # of the control period, after which a call is cut off
 SLACK_WAIT_S = 0.5
+# Calls from one that is kept for shadow runs to the next: a classifier must be shown more than the end of an episode.
+SHADOW_EVERY = {Channel.CLASSIFIER: 5}
 # Below every loop and above everything else: who is put aside while holding the interpreter's lock holds up control.
 PRIORITY = 1
 
@@ -68,13 +70,16 @@ class Rules:
 @dataclass(frozen=True, slots=True)
 class Staged:
     """A model that waits for its boundary; `missed_before` were missed when its build began. `instead_of` is the reason
-    when it replaces a newer version that a person has rolled back; a `proven` one needs no probation."""
+    when it replaces a newer version that a person has rolled back; a `proven` one needs no probation. It was whole on
+    this robot at `found_ns`, and staged at `staged_ns`."""
 
     model: Loaded
     build_s: float
     missed_before: int
     instead_of: str = ""
     proven: bool = False
+    found_ns: int = 0
+    staged_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,7 @@ class Standby:
         self._standings, self._pins = Standings(registry.root), Pins(registry.root)
         self._period_s = 1.0 / contract.rate_hz
         self.budget_s, self.limit_s = BUDGET_SHARE * self._period_s, LIMIT_SHARE * self._period_s
-        self.recent = {channel: Recent(self.rules.shadow_calls) for channel in Channel}
+        self.recent = {c: Recent(self.rules.shadow_calls, SHADOW_EVERY.get(c, 1)) for c in Channel}
         self.in_force: dict[Channel, InForce] = {}  # written by the control thread
         self.build_hold_s: float | None = None  # how long the first build kept the interpreter's lock, once measured
         self._measures = False
@@ -284,7 +289,7 @@ class Standby:
     # -- preparing -------------------------------------------------------------------------------------------------
 
     def _prepare(self, channel: Channel, order: Order) -> bool:
-        start_s, missed_before = time.perf_counter(), self._missed()
+        start_s, missed_before, found_ns = time.perf_counter(), self._missed(), time.monotonic_ns()
         shelf, version = self._shelves[channel], order.version
         shelf.busy = True
         try:
@@ -302,7 +307,8 @@ class Standby:
             self._refused.append(Refusal(channel, version, reason, time.perf_counter() - start_s))
             shelf.busy = False
             return False
-        self._staged[channel] = Staged(model, built_s, missed_before, order.instead_of, order.proven)
+        now_ns = time.monotonic_ns()
+        self._staged[channel] = Staged(model, built_s, missed_before, order.instead_of, order.proven, found_ns, now_ns)
         shelf.busy = False
         if channel is Channel.POLICY:
             self._settled = artifact
@@ -336,9 +342,10 @@ class Standby:
         return model
 
     def _shadow(self, channel: Channel, model: Loaded) -> None:
-        far = self.rules.shadow_far if channel is Channel.POLICY else None
+        classifies = channel is Channel.CLASSIFIER
+        limits = shadow.Limits(self.budget_s, None if classifies else self.rules.shadow_far, classifies)
         wait = (lambda: self._pause(self._period_s)) if self._threaded else None
-        shadow.run(model, self.recent[channel], shadow.Limits(self.budget_s, far), wait)
+        shadow.run(model, self.recent[channel], limits, wait)
 
     # -- what outlives this process --------------------------------------------------------------------------------
 

@@ -167,7 +167,8 @@ class Models:
             swap = self._record(SwapOutcome.ROLLED_BACK, channel, before, staged.instead_of, staged.build_s, version)
         else:
             swap = self._record(SwapOutcome.SWAPPED, channel, version, "", staged.build_s, before)
-        self._unsettled.append((replace(swap, lateness_s=pace.lateness_s), staged.missed_before))
+        swap = replace(swap, lateness_s=pace.lateness_s, found_ns=staged.found_ns, staged_ns=staged.staged_ns)
+        self._unsettled.append((swap, staged.missed_before))
 
     def _roll_back(self, channel: Channel, slot: Slot, reason: str) -> None:
         failed = slot.current

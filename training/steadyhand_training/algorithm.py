@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,8 +63,14 @@ class LearningAlgorithm(Protocol):
     def update(self, batch: Transitions, act: bool, bc_weight: float) -> dict[str, Tensor]:
         """One gradient step of the critics and, with `act`, of the actor. Metrics stay tensors."""
 
-    def warm_up(self, batch: Transitions) -> dict[str, Tensor]:
-        """One step of the critics alone, which leaves eye and actor as they were cloned."""
+    def warm_up(self, batch: Transitions, target_rate: float | None = None) -> dict[str, Tensor]:
+        """One step of the critics alone, which leaves eye and actor as they are.
+
+        Targets follow at `target_rate`, or at their own.
+        """
+
+    def reset_critics(self) -> None:
+        """Begin the critics and their targets anew. A trunk stays, and so does what also acts."""
 
     def networks(self) -> dict[str, Tensor]:
         """Every parameter that learning changes, by name."""
@@ -86,6 +93,29 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: Sequence
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
         parameter.grad = gradient
     optimiser.step()
+
+
+def forget_gradients(parameters: Sequence[Tensor]) -> None:
+    """An optimiser leaves parameters alone that have no gradient, also those that it shares with others."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+@contextmanager
+def weights_drawn_from(random: torch.Generator) -> Iterator[None]:
+    """Networks that are made inside get their initial weights by this generator, and torch's own is left as it was."""
+    seed = int(torch.randint(2**31, (), generator=random))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def begin_anew(net: nn.Module, target: nn.Module, fresh: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Give a network and its target the weights of a fresh one, and let the optimiser forget what it knew of it."""
+    for each in (net, target):
+        write_weights(each.state_dict(), fresh.state_dict())
+    for parameter in net.parameters():
+        optimiser.state.pop(parameter, None)
 
 
 def named_weights(parts: dict[str, nn.Module]) -> dict[str, Tensor]:

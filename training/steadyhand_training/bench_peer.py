@@ -22,7 +22,6 @@ from steadyhand_models.nets.actor_critic import Actor, Critics
 from steadyhand_models.nets.encoder import Encoder
 from steadyhand_training.brains import Plan
 from steadyhand_training.config import Encoders, LearnerSettings
-from steadyhand_training.watch import RewardForm
 
 PAD_PX = 4  # LeRobot, DrQ
 
@@ -91,7 +90,7 @@ class PeerSac:
         self.replay, self.settings = replay, settings
         self.frozen = settings.sight is Encoders.FROZEN
         actions = len(contract.action)
-        encoder = Plan(contract, settings, RewardForm.SUCCESS).policy().encoder
+        encoder = Plan(contract, settings).policy().encoder
         assert isinstance(encoder, Encoder)
         self.encoder = encoder.requires_grad_(not self.frozen)
         inputs = self.encoder.features + len(contract.state)

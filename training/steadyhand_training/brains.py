@@ -14,13 +14,13 @@ from steadyhand_models.nets.backbone import BackboneEncoder, read_weights
 from steadyhand_models.nets.drqv2 import PixelEncoder, ScheduledActor, Trunk
 from steadyhand_models.nets.encoder import OVERLAPPING, Encoder
 from steadyhand_models.nets.gripper import GripperCritic
+from steadyhand_models.reward import DEFAULT, RewardSettings
 from steadyhand_training.algorithm import Eye, LearningAlgorithm
 from steadyhand_training.config import Algorithm, Encoders, Gripper, LearnerSettings
 from steadyhand_training.drqv2 import DrqV2
 from steadyhand_training.replay import Replay
 from steadyhand_training.sac import Sac
 from steadyhand_training.sight import CachedSights, PixelSights, Sights
-from steadyhand_training.watch import RewardForm
 
 JAW = "gripper_position"
 GRIPPER = "gripper"
@@ -32,7 +32,7 @@ class Plan:
 
     contract: Contract
     settings: LearnerSettings
-    form: RewardForm
+    reward: RewardSettings = DEFAULT
 
     def policy(self) -> Policy:
         """A fresh policy. Raises BackboneError without weights, ValueError when the contract has no such gripper."""
@@ -52,7 +52,7 @@ class Plan:
             actor = policy.actor
             assert isinstance(actor, ScheduledActor)
             trunk = self._trunk(actor.trunk.features)
-            return DrqV2(actor, trunk, actions, self.settings, seed, eye, self.form)
+            return DrqV2(actor, trunk, actions, self.settings, seed, eye, self.reward)
         return Sac(
             policy.actor,  # type: ignore[arg-type]
             policy.observation,
@@ -61,7 +61,7 @@ class Plan:
             seed,
             eye,
             policy.gripper,
-            self.form,
+            self.reward,
         )
 
     def sights(self, policy: Policy, replay: Replay) -> Sights:

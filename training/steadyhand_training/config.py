@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from steadyhand_training.response import ResponseSettings
+
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -135,6 +137,7 @@ class LearnerSettings:
     gripper_critic: GripperSettings = field(default_factory=GripperSettings)
     constraint: ConstraintSettings = field(default_factory=ConstraintSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    response: ResponseSettings = field(default_factory=ResponseSettings)  # of the critics to a promoted classifier
     device: Device = Device.AUTO
     mixed_precision: bool = False  # bfloat16 on CUDA; measured on a CPU: half as fast as float32
     compile: bool = False  # torch.compile; takes a minute, pays on CUDA

@@ -15,12 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steadyhand_models.nets.actor_critic import Critics
 from steadyhand_models.nets.drqv2 import PixelCritics, ScheduledActor, Trunk
-from steadyhand_training.algorithm import Eye, Transitions, descend, follow, named_weights, pack, unpack
+from steadyhand_models.reward import DEFAULT, RewardSettings
+from steadyhand_training.algorithm import (
+    Eye,
+    Transitions,
+    begin_anew,
+    descend,
+    follow,
+    forget_gradients,
+    named_weights,
+    pack,
+    unpack,
+    weights_drawn_from,
+)
 from steadyhand_training.compute import Compute
 from steadyhand_training.config import LearnerSettings
 from steadyhand_training.sac import SATURATED
-from steadyhand_training.watch import RewardForm, value_bounds
+from steadyhand_training.watch import value_bounds
 
 
 class DrqV2:
@@ -34,13 +47,14 @@ class DrqV2:
         settings: LearnerSettings,
         seed: int,
         eye: Eye,
-        form: RewardForm = RewardForm.SUCCESS,
+        reward: RewardSettings = DEFAULT,
     ) -> None:
         """The trunk is the critics'; the actor has its own."""
         self.settings = settings
         self.own = settings.drqv2
+        self._actions = actions
         self.compute = Compute(settings)
-        self.bounds = value_bounds(form, settings.discount)
+        self.bounds = value_bounds(reward, settings.discount)
         self.actor, self.eye = actor, eye
         self.critics = PixelCritics(trunk, actions, self.own.hidden)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
@@ -84,14 +98,16 @@ class DrqV2:
                 follow(slow, fast, rate)
         return metrics
 
-    def warm_up(self, batch: Transitions) -> dict[str, Tensor]:
-        """One step of the critics alone, which leaves eye and actor as they were cloned."""
+    def warm_up(self, batch: Transitions, target_rate: float | None = None) -> dict[str, Tensor]:
+        """One step of the critics alone, which leaves eye and actor as they are."""
         with self.compute.autocast():
             with torch.no_grad():
                 seen, next_seen = self.eye(batch.now), self.eye(batch.next)
+            forget_gradients(self.eye_parameters)
             metrics = self.update_critics(batch, seen, next_seen)
+        slow, fast, rate = self._followed[0]
         with torch.no_grad():
-            follow(*self._followed[0])
+            follow(slow, fast, target_rate or rate)
         return metrics
 
     def update_critics(self, batch: Transitions, seen: Tensor, next_seen: Tensor) -> dict[str, Tensor]:
@@ -128,6 +144,13 @@ class DrqV2:
         for actor in (self.actor, self.average["actor"]):
             assert isinstance(actor, ScheduledActor)
             actor.log_std.fill_(math.log(self.std))
+
+    def reset_critics(self) -> None:
+        """Begin the heads of critics and targets anew, behind the trunk as it is."""
+        heads = self.critics.heads
+        with weights_drawn_from(self.random):
+            fresh = Critics(heads.members, self.critics.trunk.outputs, self._actions, self.own.hidden)
+        begin_anew(heads, self.targets.heads, fresh, self.critic_optimiser)
 
     def networks(self) -> dict[str, Tensor]:
         """Every parameter that learning changes, by name."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from steadyhand_models.nets.gripper import GripperCritic
+from steadyhand_models.reward import DEFAULT, RewardSettings
 from steadyhand_training.algorithm import Transitions, descend, follow
 from steadyhand_training.config import LearnerSettings
-from steadyhand_training.watch import RewardForm, value_bounds
+from steadyhand_training.watch import value_bounds
 
 
 class GripperLearner:
@@ -20,11 +21,11 @@ class GripperLearner:
     the effect of what was executed learn its value together, and a change of the jaws' side costs the penalty.
     """
 
-    def __init__(self, critic: GripperCritic, settings: LearnerSettings, form: RewardForm) -> None:
+    def __init__(self, critic: GripperCritic, settings: LearnerSettings, reward: RewardSettings = DEFAULT) -> None:
         self.critic = critic
         self.target = copy.deepcopy(critic).requires_grad_(False)
         self.settings = settings
-        self.bounds = value_bounds(form, settings.discount, penalty=settings.gripper_critic.penalty)
+        self.bounds = value_bounds(reward, settings.discount, penalty=settings.gripper_critic.penalty)
         self.nets: dict[str, nn.Module] = {"gripper_critic": critic, "gripper_target": self.target}
         self._parameters = list(critic.parameters())
         self._target_parameters = list(self.target.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from steadyhand_models.messages import Channel
 from steadyhand_models.nets import export
 from steadyhand_models.nets.actor_critic import Policy
 from steadyhand_models.nets.export import ExportError
+from steadyhand_models.reward import DEFAULT, RewardSettings
 from steadyhand_training.algorithm import Sight, Transitions, named_weights, write_weights
 from steadyhand_training.augment import random_shift
 from steadyhand_training.brains import Plan, calibrate_gripper
@@ -29,7 +31,8 @@ from steadyhand_training.compute import pick
 from steadyhand_training.config import Algorithm, Encoders, LearnerSettings
 from steadyhand_training.gripper_critic import margin_loss, same_effect
 from steadyhand_training.replay import SOURCES, Replay
-from steadyhand_training.watch import RewardForm, Warning_, Watch
+from steadyhand_training.response import CriticResponse, Response
+from steadyhand_training.watch import Warning_, Watch
 
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[float, str], None]  # share done 0..1, what is being done
@@ -72,7 +75,7 @@ class Learner:
         replay: Replay,
         settings: LearnerSettings,
         seed: int,
-        form: RewardForm = RewardForm.SUCCESS,
+        reward: RewardSettings = DEFAULT,
     ) -> None:
         """Raises BackboneError when a pretrained encoder has no weights, ValueError when settings do not fit."""
         torch.manual_seed(seed)  # the networks' initial weights
@@ -80,7 +83,7 @@ class Learner:
         self.replay = replay
         self.settings = settings
         self.device = pick(settings.device)
-        self._plan = Plan(contract, settings, form)
+        self._plan = Plan(contract, settings, reward)
         self.policy = self._plan.policy().to(self.device)
         self.algorithm = self._plan.algorithm(self.policy, seed)
         self.updates = 0
@@ -88,7 +91,9 @@ class Learner:
         self.restores = 0
         self.metrics: dict[str, float] = {}
         self.watch = Watch(self.algorithm.bounds, actions=len(contract.action))
+        self.response = CriticResponse(settings.response)
         self._newest: dict[str, Tensor] = {}
+        self._td_error: Tensor | None = None  # running mean
         self._random = np.random.default_rng(seed)
         self._seed = seed
         self._exporter = export.Exporter()
@@ -181,12 +186,36 @@ class Learner:
 
         Raises Diverged when weights stop being finite again and again; a first time is mended from the last good ones.
         """
-        act = self.settings.algorithm is Algorithm.DRQV2 or self.updates % self.settings.actor_every == 0
-        self._newest |= self.algorithm.update(self._batch(), act, self.bc_weight)
+        if self.response.holds:
+            self._newest |= self.algorithm.warm_up(self._batch(), self.response.target_rate)
+        else:
+            act = self.settings.algorithm is Algorithm.DRQV2 or self.updates % self.settings.actor_every == 0
+            self._newest |= self.algorithm.update(self._batch(), act, self.bc_weight)
+        self._follow_error()
         self.updates += 1
         if self.updates % CHECK_EVERY == 0:
             self._look(self._newest)
         return self.metrics
+
+    def promoted(self, flipped: int, actions: int) -> Response:
+        """A classifier was promoted, and `flipped` of the stored actions' rewards are no longer what they were.
+
+        The critics are held to catching up, or begun anew first, by the share of what flipped.
+        """
+        error = self._td_error.item() if self._td_error is not None else math.inf
+        response = self.response.promoted(flipped, actions, error) if self.ready else Response.NONE
+        if response is Response.RESET:
+            self.algorithm.reset_critics()
+            self._good = self.algorithm.state_dict()
+        self.metrics = self.metrics | self.response.metrics
+        return response
+
+    def _follow_error(self) -> None:
+        error = self._newest["critic_loss"]
+        if self._td_error is not None:
+            error = torch.lerp(self._td_error, error, self.settings.response.error_rate)
+        self._td_error = error
+        self.response.updated(error.item() if self.response.looks else None)
 
     @property
     def bc_weight(self) -> float:
@@ -217,7 +246,8 @@ class Learner:
         self._good = self.algorithm.state_dict()
         self.watch.bounds = self.algorithm.bounds  # an entropy backup widens them with the temperature
         self.watch.look(metrics)
-        self.metrics = self.metrics | metrics | {"bc_weight": self.bc_weight, "restores": float(self.restores)}
+        own = {"bc_weight": self.bc_weight, "restores": float(self.restores)}
+        self.metrics = self.metrics | metrics | own | self.response.metrics
 
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(value).all()) for value in self.algorithm.networks().values())
@@ -301,6 +331,8 @@ class Learner:
                 "restores": self.restores,
                 "metrics": dict(self.metrics),
                 "random": json.dumps(self._random.bit_generator.state),
+                "response": self.response.save(),
+                "td_error": None if self._td_error is None else self._td_error.clone(),
             }
         )
 
@@ -319,7 +351,9 @@ class Learner:
         try:
             write_weights(self._fixed(), state["encoder"])
             self.algorithm.load_state_dict(state["algorithm"])
-        except (KeyError, RuntimeError, ValueError) as error:
+            self.response.load(state["response"])
+            self._td_error = None if state["td_error"] is None else state["td_error"].to(self.device)
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: made with other learner settings: {error}") from None
         self.updates = state["updates"]
         self.restores = state["restores"]

@@ -23,6 +23,7 @@ class PublishSettings:
 
     policy_every_s: Annotated[float, Field(gt=0)] = 10.0
     least_updates: Annotated[int, Field(ge=0)] = 100
+    most_held_s: Annotated[float, Field(ge=0)] = 30.0  # longest that a policy waits for critics that are catching up
     in_flight_s: Annotated[float, Field(gt=0)] = 10.0  # a robot that has not answered by then no longer holds back
     on_fall: OnFall = OnFall.REPORT  # of autonomous success, by the verdicts of people
     hold_updates: Annotated[int, Field(ge=0)] = 3000  # after a roll-back; 500 steps at the default ratio
@@ -37,6 +38,16 @@ class Schedule:
         self.in_flight: int | None = None
         self._sent_s = float("-inf")
         self._sent_updates = 0
+        self._held_since_s: float | None = None
+
+    def waits(self, now_s: float, held: bool) -> bool:
+        """Whether a policy waits because the critics behind it are held back; asked at every look at the schedule."""
+        if not held:
+            self._held_since_s = None
+            return False
+        if self._held_since_s is None:
+            self._held_since_s = now_s
+        return now_s - self._held_since_s < self.settings.most_held_s
 
     def due(self, now_s: float, updates: int) -> bool:
         """Whether a policy that has had `updates` updates should be published now."""

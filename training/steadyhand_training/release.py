@@ -51,9 +51,10 @@ class Release:
         what = f"{swap.channel.value} v{swap.version} was {swap.outcome.value.replace('_', ' ')} by the robot"
         self.message = f"{what}: {swap.reason}" if refused else ""
 
-    def policy_due(self, now_s: float, updates: int) -> bool:
-        """Whether the learner's own policy should go out now."""
-        return self.standings.may_publish(updates) and self.schedule.due(now_s, updates)
+    def policy_due(self, now_s: float, updates: int, held: bool = False) -> bool:
+        """Whether the learner's own policy should go out now; `held`: its critics are still catching up."""
+        waits = self.schedule.waits(now_s, held)
+        return not waits and self.standings.may_publish(updates) and self.schedule.due(now_s, updates)
 
     def policy_waits(self, updates: int) -> bool:
         """Whether something was learned since the last policy, and may be published."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -138,6 +139,10 @@ class Replay:
         """All rows (T,) of an episode in order; empty when it is unknown."""
         return np.array(self._episode_rows.get(episode, []), np.int64)
 
+    def length(self, episode: int) -> int:
+        """How many rows an episode has by now."""
+        return len(self._episode_rows.get(episode, ()))
+
     @property
     def episodes(self) -> list[int]:
         """Every episode that has a step, in order of arrival."""
@@ -146,6 +151,10 @@ class Replay:
     def ended(self, episode: int) -> EndReason | None:
         """Why an episode ended, or None while it is open."""
         return self._ended.get(episode)
+
+    def ended_episodes(self, after: int = 0) -> list[int]:
+        """Episodes that have ended, in the order of their ends, without the first `after`."""
+        return list(itertools.islice(self._ended, after, None))
 
     def set_outcome(self, episode: int, outcome: Outcome) -> None:
         """Write what the actions of an episode's T rows are worth; the outcome is of its T - 1 pairs of frames.

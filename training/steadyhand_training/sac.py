@@ -1,8 +1,8 @@
 """Soft actor-critic with prior data: the update of RLPD (Ball et al. 2023) on encoded observations.
 
 Half of each batch comes from demonstrations and takeovers, critics are a LayerNorm ensemble, the target takes the
-minimum of a random subset and has no entropy term unless asked for. Success ends an episode and pays 1, so targets stay
-within [0, 1]. Where the encoder still learns, the critics' loss teaches it and the actor reads it (DrQ, SERL).
+minimum of a random subset and has no entropy term unless asked for, and targets stay within what the reward makes
+possible. Where the encoder still learns, the critics' loss teaches it and the actor reads it (DrQ, SERL).
 """
 
 from __future__ import annotations
@@ -16,12 +16,24 @@ from torch import Tensor, nn
 
 from steadyhand_models.nets.actor_critic import LOG_STD_LO, Actor, Critics
 from steadyhand_models.nets.gripper import GripperCritic
-from steadyhand_training.algorithm import Eye, Transitions, descend, follow, named_weights, pack, unpack
+from steadyhand_models.reward import DEFAULT, RewardSettings
+from steadyhand_training.algorithm import (
+    Eye,
+    Transitions,
+    begin_anew,
+    descend,
+    follow,
+    forget_gradients,
+    named_weights,
+    pack,
+    unpack,
+    weights_drawn_from,
+)
 from steadyhand_training.compute import Compute
 from steadyhand_training.config import LearnerSettings
 from steadyhand_training.constraint import HumanConstraint
 from steadyhand_training.gripper_critic import GripperLearner
-from steadyhand_training.watch import RewardForm, ValueBounds, value_bounds
+from steadyhand_training.watch import ValueBounds, value_bounds
 
 SATURATED = 0.98  # an action beyond this is at its end
 WIDEST, NARROWEST = math.log(2.0), LOG_STD_LO + 0.5 * math.log(2.0 * math.pi * math.e)  # entropies of one dimension
@@ -42,18 +54,19 @@ class Sac:
         seed: int,
         eye: Eye | None = None,
         gripper: GripperCritic | None = None,
-        form: RewardForm = RewardForm.SUCCESS,
+        reward: RewardSettings = DEFAULT,
     ) -> None:
         """Of `actions` dimensions a gripper, where there is one, takes the last, and actor and critics the others."""
         self.settings = settings
-        self.form = form
+        self.reward = reward
         self.compute = Compute(settings)
         self.actor = actor
         self.eye = eye if eye is not None else Eye()
         self.moves = actions - (gripper is not None)
-        self.critics = Critics(settings.critics, observation, self.moves, settings.hidden)
+        self._observation = observation
+        self.critics = self._fresh_critics()
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
-        self.gripper = GripperLearner(gripper, settings, form) if gripper is not None else None
+        self.gripper = GripperLearner(gripper, settings, reward) if gripper is not None else None
         self.constraint = HumanConstraint(observation, self.moves, settings) if settings.constraint.enabled else None
         self.log_temperature = torch.tensor(settings.temperature).log().to(self.compute.device).requires_grad_(True)
         self.target_entropy = -self.moves / 2
@@ -64,7 +77,7 @@ class Sac:
         self.learned = nn.ModuleDict(learned)
         self.average = copy.deepcopy(self.learned).requires_grad_(False)
         self._place()
-        self._bounds = value_bounds(form, settings.discount)
+        self._bounds = value_bounds(reward, settings.discount)
         self.critic_parameters = list(self.critics.parameters())
         self.eye_parameters = list(self.eye.parameters())
         self.actor_parameters = list(actor.parameters())
@@ -103,18 +116,20 @@ class Sac:
                 follow(slow, fast, rate)
         return metrics
 
-    def warm_up(self, batch: Transitions) -> dict[str, Tensor]:
-        """One step of everything that is no actor, which leaves eye and actor as they were cloned."""
+    def warm_up(self, batch: Transitions, target_rate: float | None = None) -> dict[str, Tensor]:
+        """One step of everything that is no actor, which leaves eye and actor as they are."""
         with self.compute.autocast():
             with torch.no_grad():
                 seen, next_seen = self.eye(batch.now), self.eye(batch.next)
+            forget_gradients(self.eye_parameters)
             metrics = self.update_critics(batch, seen, next_seen)
             if self.constraint is not None:
                 self.constraint.learn_human(seen, batch.executed[:, : self.moves], batch.guided)
             if self.gripper is not None:
                 self.gripper.update(batch, seen, next_seen, self.settings.bc_weight)
+        slow, fast, rate = self._followed[0]
         with torch.no_grad():
-            follow(*self._followed[0])
+            follow(slow, fast, target_rate or rate)
         return metrics
 
     def _look(self, batch: Transitions) -> tuple[Tensor, Tensor]:
@@ -169,7 +184,16 @@ class Sac:
         if not self.settings.entropy_backup:
             return self._bounds
         each = self.log_temperature.detach().exp().item() * self.moves
-        return value_bounds(self.form, self.settings.discount, penalty=each * NARROWEST, bonus=each * WIDEST)
+        return value_bounds(self.reward, self.settings.discount, penalty=each * NARROWEST, bonus=each * WIDEST)
+
+    def reset_critics(self) -> None:
+        """Begin critics and targets anew; a discrete gripper's critic stays, because it also drives the jaws."""
+        with weights_drawn_from(self.random):
+            fresh = self._fresh_critics()
+        begin_anew(self.critics, self.targets, fresh, self.critic_optimiser)
+
+    def _fresh_critics(self) -> Critics:
+        return Critics(self.settings.critics, self._observation, self.moves, self.settings.hidden)
 
     def networks(self) -> dict[str, Tensor]:
         """Every parameter that learning changes, by name."""

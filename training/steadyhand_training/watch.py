@@ -14,18 +14,11 @@ import numpy.typing as npt
 from pydantic import Field
 
 from steadyhand_models.messages import Source
+from steadyhand_models.reward import RewardForm, RewardSettings
 
 F32 = npt.NDArray[np.float32]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class RewardForm(str, enum.Enum):
-    """What a step pays. SUCCESS: 1 once; PROBABILITY: the classifier's, always; POTENTIAL: success and shaping."""
-
-    SUCCESS = "success"
-    PROBABILITY = "probability"
-    POTENTIAL = "potential"
 
 
 @dataclass(frozen=True)
@@ -36,24 +29,23 @@ class ValueBounds:
     hi: float
 
 
-def value_bounds(form: RewardForm, discount: float, *, penalty: float = 0.0, bonus: float = 0.0) -> ValueBounds:
+def value_bounds(reward: RewardSettings, discount: float, *, penalty: float = 0.0, bonus: float = 0.0) -> ValueBounds:
     """What the reward makes possible from any state.
 
     `penalty` <= 0 and `bonus` >= 0 are the most that each step can cost or add beside the form (a change of the jaws,
-    the entropy); both may come at every step for ever. Success ends an episode, so it pays once. A probability pays at
-    every step, also where it ends episodes: an arm that hovers below the threshold never ends one. Shaping by a
-    potential in [0, 1] telescopes to minus the potential of where it began (Ng, Harada and Russell 1999).
+    the entropy); both may come at every step for ever. A success that ends the episode pays once, one that does not
+    pays at every step. A probability pays at every step, also where success ends episodes: an arm that hovers below the
+    threshold never ends one. Shaping by a potential between 0 and the success reward telescopes to minus the potential
+    of where it began (Ng, Harada and Russell 1999).
     """
     if not 0.0 < discount < 1.0:
         raise ValueError(f"discount {discount} must lie between 0 and 1: without it nothing bounds a value")
     if penalty > 0.0 or bonus < 0.0:
         raise ValueError(f"penalty {penalty} must not be positive, bonus {bonus} not negative")
     steps = 1.0 / (1.0 - discount)
-    lo, hi = {
-        RewardForm.SUCCESS: (0.0, 1.0),
-        RewardForm.PROBABILITY: (0.0, steps),
-        RewardForm.POTENTIAL: (-1.0, 1.0),
-    }[form]
+    once = reward.terminate_on_success and reward.form is not RewardForm.PROBABILITY
+    lo = -reward.success_reward if reward.form is RewardForm.POTENTIAL else 0.0
+    hi = reward.success_reward * (1.0 if once else steps)
     return ValueBounds(lo + penalty * steps, hi + bonus * steps)
 
 

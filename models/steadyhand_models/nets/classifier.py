@@ -36,10 +36,14 @@ class Classifier(nn.Module):
         )
         self.register_buffer("temperature", torch.ones(1))
 
+    def features(self, frames: Tensor) -> Tensor:
+        """What the heads see (B, FEATURES), not negative, of frames (B, cameras, H, W, 3) uint8."""
+        images = frames.permute(0, 1, 4, 2, 3).flatten(1, 2).to(torch.float32) * (1.0 / 127.5) - 1.0
+        return torch.relu(self.fuse(self.backbone(images)))
+
     def logits(self, frames: Tensor) -> Tensor:
         """Uncalibrated log-odds (B, heads) of frames (B, cameras, H, W, 3) uint8."""
-        images = frames.permute(0, 1, 4, 2, 3).flatten(1, 2).to(torch.float32) * (1.0 / 127.5) - 1.0
-        features = torch.relu(self.fuse(self.backbone(images)))
+        features = self.features(frames)
         return torch.cat([head(features) for head in self.heads], dim=1)
 
     def forward(self, frames: Tensor) -> Tensor:

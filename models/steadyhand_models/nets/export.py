@@ -148,7 +148,7 @@ def _replace_weights(graph: onnx.ModelProto, net: nn.Module) -> bool:
 
 def _difference(model: bytes, names: Sequence[str], samples: Samples, expected: F32) -> str | None:
     """How the exported model differs from what torch computed, or None within TOLERANCE."""
-    evaluate = _onnxruntime(model) if importlib.util.find_spec("onnxruntime") else _reference(model)
+    evaluate = evaluator(model)
     feeds = [{name: sample[i : i + 1] for name, sample in zip(names, samples)} for i in range(len(samples[0]))]
     got = np.concatenate([evaluate(feed) for feed in feeds])
     if got.shape != expected.shape:
@@ -156,6 +156,11 @@ def _difference(model: bytes, names: Sequence[str], samples: Samples, expected: 
     apart = float(np.abs(got - expected).max())
     # Written so that a NaN fails too.
     return None if apart <= TOLERANCE else f"the exported model differs from torch by {apart:.2e}, over {TOLERANCE:.0e}"
+
+
+def evaluator(model: bytes) -> Evaluate:
+    """Runs exported bytes on the CPU: by onnxruntime, or by onnx's own evaluator where that is not installed."""
+    return _onnxruntime(model) if importlib.util.find_spec("onnxruntime") else _reference(model)
 
 
 def _onnxruntime(model: bytes) -> Evaluate:

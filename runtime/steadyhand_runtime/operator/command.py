@@ -127,6 +127,8 @@ class Console:
             return f"waiting for the runtime ...  {self.note}"
         keys = "" if self.listening else f"[keys off, {LISTEN_KEY}]  "
         last = f"last: {status.last_end}" if status.last_end else ""
+        if status.veto_left_s > 0:
+            last = f"SUCCESS in {status.veto_left_s:.1f} s unless denied (1)"
         note = f"{last}  {status.message}  {keys}{self.note}"
         return (
             f"{status.mode.value:<9} episode {status.episode} step {status.seq}  policy v{status.policy_version}  "

@@ -50,6 +50,7 @@ BINDINGS: dict[str, Meaning] = {
     "1": EventKind.FALSE_POSITIVE,
     "2": EventKind.FALSE_NEGATIVE,
     "r": EventKind.SCENE_READY,
+    "h": EventKind.ACCEPT_CLASSIFIER,
     "x": EventKind.ABORT,
     "u": EventKind.UNDO,
     "esc": BusAction.ESTOP,
@@ -59,7 +60,8 @@ BINDINGS: dict[str, Meaning] = {
 }
 HELP = (
     "arrows w s: move  o p: jaw  space: take over/release  enter: success  backspace: failure  "
-    "1: it was no success  2: it was one  u: undo  r: scene ready  x: abort  ESC: STOP  a c d: arm clear disarm"
+    "1: it was no success  2: it was one  u: undo  r: scene ready  x: abort  h: hybrid  "
+    "ESC: STOP  a c d: arm clear disarm"
 )
 
 

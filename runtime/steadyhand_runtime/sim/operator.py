@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from steadyhand_models.messages import (
     BusAction,
@@ -20,53 +18,15 @@ from steadyhand_models.messages import (
     Truth,
 )
 from steadyhand_models.task import Task
+from steadyhand_runtime.config import RewardSource
 from steadyhand_runtime.sim.expert import ExpertHand, HandSettings
+from steadyhand_runtime.sim.fingers import ANY, DRIVING, NS, WAITING, Fingers, OperatorSettings, Press
 from steadyhand_runtime.sim.world import TruthState
 
+__all__ = ["OperatorSettings", "OperatorTurn", "ReachEstimate", "ScriptedOperator"]
+
 F64 = npt.NDArray[np.float64]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-NS = 1_000_000_000
-
-DRIVING = frozenset({Mode.POLICY, Mode.TAKEOVER})
-WAITING = frozenset({Mode.RESET, Mode.HOLD})
-ANY = frozenset(Mode)
 DRIVE_TICKS = 3  # for so long control follows the last drive it heard
-_OPPOSITE = {
-    EventKind.SUCCESS: EventKind.FAILURE,
-    EventKind.FAILURE: EventKind.SUCCESS,
-    EventKind.FALSE_POSITIVE: EventKind.SUCCESS,
-    EventKind.FALSE_NEGATIVE: EventKind.FAILURE,
-}
-
-
-@dataclass(frozen=True)
-class OperatorSettings:
-    """How this person works. Steps are control ticks."""
-
-    demonstrations: Count = 10
-    wander: Count = 3  # demonstrations of nothing, ended as failures: the classifier's easy negatives
-    wander_steps: Annotated[int, Field(gt=0)] = 20
-    takeover_rate: Share = 0.9  # of the episodes that need help
-    patience_lo_steps: Annotated[int, Field(gt=0)] = 20
-    patience_hi_steps: Annotated[int, Field(gt=0)] = 25
-    guide_least_steps: Annotated[int, Field(gt=0)] = 8  # then a grasp is enough
-    guide_lo_steps: Annotated[int, Field(gt=0)] = 14
-    guide_hi_steps: Annotated[int, Field(gt=0)] = 24
-    takeovers_per_episode: Count = 2
-    stray_m: Annotated[float, Field(gt=0)] = 0.13
-    reaction_lo_s: Annotated[float, Field(gt=0)] = 0.3
-    reaction_hi_s: Annotated[float, Field(gt=0)] = 0.8
-    verdict_rate: Share = 0.3  # of the episodes that need no word
-    wrong_key_rate: Share = 0.05
-    undo_rate: Share = 0.5  # of the wrong keys
-    demonstrate_again_s: Annotated[float, Field(gt=0)] = 180.0  # waiting that long for a policy earns another one
-    who: str = "script"
-
-    @property
-    def reaction_s(self) -> float:
-        """Mean reaction time: what a measurement of this person would find."""
-        return (self.reaction_lo_s + self.reaction_hi_s) / 2
 
 
 @dataclass
@@ -85,21 +45,6 @@ class Purpose(str, Enum):
     DEMONSTRATE = "demonstrate"
     WANDER = "wander"
     HELP = "help"
-
-
-@dataclass(frozen=True)
-class _Press:
-    """A key that will be pressed at `due_ns`, unless the mode has left `modes` or the episode has changed by then.
-
-    With ANY mode it will be pressed even in the next episode: flags and undo say themselves what they are about.
-    """
-
-    due_ns: int
-    kind: EventKind
-    modes: frozenset[Mode]
-    episode: int | None
-    undo_of: str = ""
-    mistaken: bool = False
 
 
 class ReachEstimate:
@@ -133,15 +78,13 @@ class ScriptedOperator:
         self.settings = settings
         self._task = task
         self._rng = np.random.default_rng(seed)
-        self._session = session or f"s{seed}"
+        self._fingers = Fingers(settings, self._rng, session or f"s{seed}")
         jaw = task.gripper
         hand = HandSettings(task.workspace.step_m, jaw_open_rad=jaw.open_rad, jaw_closed_rad=jaw.closed_rad)
         self._hand = ExpertHand(self._rng, hand)
         self._reach = ReachEstimate(task)
         self._action: F64 = np.zeros(4)
         self._action_tick = 0
-        self._events = 0
-        self._pending: list[_Press] = []
         self._asked_ns: dict[str, int] = {}
         self.demonstrated = 0
         self.wandered = 0
@@ -165,13 +108,14 @@ class ScriptedOperator:
         elif status.mode in (Mode.FAULT, Mode.ESTOP):
             self._ask("clear", now_ns, 3.0, turn, BusAction.CLEAR, BusAction.ARM)
             if status.mode is Mode.FAULT and turn.commands:
-                turn.events.append(self._event(now_ns, EventKind.SCENE_READY))
+                turn.events.append(self._fingers.event(now_ns, EventKind.SCENE_READY))
         elif status.mode in WAITING:
             self._prepare(now_ns, seen, status, turn)
         elif status.mode is Mode.POLICY:
             self._watch(now_ns, seen, status, turn)
         else:
             self._take_over(now_ns, seen, status, turn)
+        self._consider_offer(now_ns, status, turn)
         self._press_due(now_ns, status, turn)
         self._last_success = seen.success
         return turn
@@ -202,13 +146,14 @@ class ScriptedOperator:
         self._success_since: int | None = None
         self._hopeless_since: int | None = None
         self._pressed: EventKind | None = None
+        self._vetoing = False
         self._helps = bool(self._rng.random() < settings.takeover_rate)
         self._patience = self._draw_steps(settings.patience_lo_steps, settings.patience_hi_steps)
         self._guide = self._draw_steps(settings.guide_lo_steps, settings.guide_hi_steps)
 
     def _episode_ended(self, now_ns: int, seen: TruthState, status: ControlStatus) -> None:
         """Count demonstrations, and have a word on what the robot did alone."""
-        self._pending = [p for p in self._pending if p.modes is ANY]
+        self._fingers.keep(lambda press: press.modes is ANY)
         succeeded = status.last_end.startswith("success")
         if self._purpose is not Purpose.HELP:
             self.demonstrated += self._purpose is Purpose.DEMONSTRATE and succeeded
@@ -218,11 +163,13 @@ class ScriptedOperator:
         if self._pressed is not None:
             return
         if succeeded and not truly:
+            if self._vetoing:  # the key is on its way, and flags the success just the same
+                return
             flag_ns = self._plan(now_ns, EventKind.FALSE_POSITIVE, ANY)
             if flag_ns is not None:
-                self._pending.append(_Press(flag_ns + NS // 5, EventKind.FAILURE, WAITING, self._episode))
+                self._fingers.add(Press(flag_ns + NS // 5, EventKind.FAILURE, WAITING, self._episode))
         elif succeeded and self._rng.random() < self.settings.wrong_key_rate:
-            self._pending.append(self._mistake(now_ns, EventKind.FALSE_POSITIVE, ANY))
+            self._fingers.mistake(now_ns, EventKind.FALSE_POSITIVE, ANY, self._episode)
         elif status.last_end in _NEEDS_NO_WORD and self._rng.random() < self.settings.verdict_rate:
             self._plan(now_ns, EventKind.SUCCESS if truly else EventKind.FAILURE, WAITING)
 
@@ -240,7 +187,7 @@ class ScriptedOperator:
             return
         if status.policy_version > 0:
             if self._task.reset.scene_wait_s == 0 and self._due("scene", now_ns, 1.0):
-                turn.events.append(self._event(now_ns, EventKind.SCENE_READY))
+                turn.events.append(self._fingers.event(now_ns, EventKind.SCENE_READY))
         elif self._next_collection(now_ns) and self._due("begin", now_ns, 1.0):
             self._begin_drive(now_ns, seen, status, turn)
 
@@ -259,7 +206,7 @@ class ScriptedOperator:
     def _watch(self, now_ns: int, seen: TruthState, status: ControlStatus, turn: OperatorTurn) -> None:
         self._purpose = Purpose.HELP
         self._turns += 1
-        self._notice_success(now_ns, seen)
+        self._notice_success(now_ns, seen, status)
         if self._notice_hopeless(now_ns, seen) or seen.success:
             return
         if self._wants_to_help(seen) and self._due("begin", now_ns, 0.5):
@@ -272,14 +219,24 @@ class ScriptedOperator:
         strayed = self._turns > 10 and away_m > self.settings.stray_m
         return strayed or self._turns >= self._patience
 
-    def _notice_success(self, now_ns: int, seen: TruthState) -> None:
+    def _notice_success(self, now_ns: int, seen: TruthState, status: ControlStatus) -> None:
         """Press success a reaction time after it became true, if nobody ended the episode before."""
-        if not seen.success:
+        declared = status.veto_left_s > 0
+        self._notice_declared(now_ns, declared, seen.success)
+        if not seen.success or declared:  # a true one that is declared already needs no word
             self._success_since = None
-            self._pending = [p for p in self._pending if p.kind is not EventKind.SUCCESS or p.mistaken]
+            self._fingers.keep(lambda press: press.kind is not EventKind.SUCCESS or press.mistaken)
         elif self._success_since is None and self._pressed is None:
             self._success_since = now_ns
             self._plan(now_ns, EventKind.SUCCESS, DRIVING)
+
+    def _notice_declared(self, now_ns: int, declared: bool, truly: bool) -> None:
+        """Deny a false success while it is pending."""
+        if declared and not truly and not self._vetoing:
+            self._vetoing = True
+            self._plan(now_ns, EventKind.FALSE_POSITIVE, ANY)
+        elif not declared:
+            self._vetoing = False
 
     def _notice_hopeless(self, now_ns: int, seen: TruthState) -> bool:
         """The cube was pushed where the arm cannot go: press failure. True while that is so."""
@@ -287,7 +244,7 @@ class ScriptedOperator:
         out = any(not lo - margin < v < hi + margin for lo, v, hi in zip(space.lo_m, seen.cube_xyz_m[:2], space.hi_m))
         if out and self._hopeless_since is None:
             self._hopeless_since = now_ns
-            self._pending.append(_Press(self._reacted(now_ns), EventKind.FAILURE, DRIVING, self._episode))
+            self._fingers.surely(now_ns, EventKind.FAILURE, DRIVING, self._episode)
         return out
 
     # While the person drives
@@ -298,7 +255,7 @@ class ScriptedOperator:
         self._guided = 0
         self._guide = self._draw_steps(self.settings.guide_lo_steps, self.settings.guide_hi_steps)
         self._waypoint = self._draw_waypoint()
-        turn.events.append(self._event(now_ns, EventKind.TAKEOVER_BEGIN))
+        turn.events.append(self._fingers.event(now_ns, EventKind.TAKEOVER_BEGIN))
         turn.drive = self._drive(now_ns, seen, status)
 
     def _take_over(self, now_ns: int, seen: TruthState, status: ControlStatus, turn: OperatorTurn) -> None:
@@ -308,12 +265,12 @@ class ScriptedOperator:
             self._reach.advance(self._action, seen.tip_xyz_m)
         if self._purpose is Purpose.WANDER:
             if self._guided == self.settings.wander_steps:
-                self._pending.append(_Press(self._reacted(now_ns), EventKind.FAILURE, DRIVING, self._episode))
+                self._fingers.surely(now_ns, EventKind.FAILURE, DRIVING, self._episode)
         else:
-            self._notice_success(now_ns, seen)
+            self._notice_success(now_ns, seen, status)
         if self._purpose is Purpose.HELP and self._may_release(seen) and self._due("release", now_ns, 0.5):
             self._turns = 0
-            turn.events.append(self._event(now_ns, EventKind.TAKEOVER_END))
+            turn.events.append(self._fingers.event(now_ns, EventKind.TAKEOVER_END))
         turn.drive = self._drive(now_ns, seen, status)
 
     def _may_release(self, seen: TruthState) -> bool:
@@ -341,46 +298,22 @@ class ScriptedOperator:
         point[2] = self._rng.uniform(0.06, 0.1)
         return point
 
-    # Keys
+    # Keys and small things
 
-    def _plan(self, now_ns: int, kind: EventKind, modes: frozenset[Mode]) -> int | None:
-        """Press `kind` after a reaction time, or by mistake its opposite; the time, or None when mistaken."""
-        # Whoever demonstrates is not in a hurry: mistakes happen at the robot's pace.
-        if self._purpose is Purpose.HELP and self._rng.random() < self.settings.wrong_key_rate:
-            self._pending.append(self._mistake(now_ns, _OPPOSITE[kind], modes))
-            return None
-        due_ns = self._reacted(now_ns)
-        self._pending.append(_Press(due_ns, kind, modes, self._episode))
-        return due_ns
-
-    def _mistake(self, now_ns: int, kind: EventKind, modes: frozenset[Mode]) -> _Press:
-        return _Press(self._reacted(now_ns), kind, modes, self._episode, mistaken=True)
+    def _consider_offer(self, now_ns: int, status: ControlStatus, turn: OperatorTurn) -> None:
+        offered = status.reward_source == RewardSource.MANUAL.value and status.classifier_version > 0
+        if offered and self.settings.accepts_classifier and self._due("accept", now_ns, 1.0):
+            turn.events.append(self._fingers.event(now_ns, EventKind.ACCEPT_CLASSIFIER))
 
     def _press_due(self, now_ns: int, status: ControlStatus, turn: OperatorTurn) -> None:
-        waiting = []
-        for press in self._pending:
-            if press.modes is not ANY and (status.mode not in press.modes or press.episode != self._episode):
-                continue
-            if press.due_ns > now_ns:
-                waiting.append(press)
-                continue
-            event = self._event(now_ns, press.kind, press.undo_of)
+        for press, event in self._fingers.due(now_ns, status.mode, self._episode):
             turn.events.append(event)
             if status.mode in DRIVING and press.modes is not ANY:
                 self._pressed = press.kind
-            if press.mistaken and self._rng.random() < self.settings.undo_rate:
-                due_ns = self._reacted(now_ns) + NS // 2
-                waiting.append(_Press(due_ns, EventKind.UNDO, ANY, None, event.event_id))
-        self._pending = waiting
 
-    def _event(self, now_ns: int, kind: EventKind, undo_of: str = "") -> OperatorEvent:
-        self._events += 1
-        event_id = f"{self.settings.who}-{self._session}-{self._events}"
-        return OperatorEvent(
-            event_id, kind, now_ns, self.settings.who, "script", self.settings.reaction_s, undo_of=undo_of
-        )
-
-    # Small things
+    def _plan(self, now_ns: int, kind: EventKind, modes: frozenset[Mode]) -> int | None:
+        """Press a key; whoever demonstrates is not in a hurry: mistakes happen at the robot's pace."""
+        return self._fingers.plan(now_ns, kind, modes, self._episode, errs=self._purpose is Purpose.HELP)
 
     def _ask(self, what: str, now_ns: int, every_s: float, turn: OperatorTurn, *actions: BusAction) -> None:
         if self._due(what, now_ns, every_s):
@@ -393,9 +326,6 @@ class ScriptedOperator:
             return False
         self._asked_ns[what] = now_ns
         return True
-
-    def _reacted(self, now_ns: int) -> int:
-        return now_ns + round(self._rng.uniform(self.settings.reaction_lo_s, self.settings.reaction_hi_s) * NS)
 
     def _draw_steps(self, lo: int, hi: int) -> int:
         return int(self._rng.integers(lo, max(lo, hi) + 1))
