@@ -15,7 +15,8 @@ pytest.importorskip("mujoco")
 
 from steadyhand_runtime.kinematics import solve, tip_pose
 from steadyhand_runtime.sim.eye import Eye
-from steadyhand_runtime.sim.scene import Lamp, SceneSettings, SimError
+from steadyhand_runtime.sim.light import Light
+from steadyhand_runtime.sim.scene import SceneSettings, SimError
 from steadyhand_runtime.sim.world import REST_RAD, World
 
 ON = np.ones(6, bool)
@@ -181,10 +182,10 @@ def test_both_cameras_see_the_cube_and_lose_it_when_it_is_gone(world: World) -> 
 
 def test_the_lamp_changes_the_picture(world: World) -> None:
     bright = world.render("front").astype(int)
-    world.set_lamp(Lamp(intensity=0.3, ambient=0.15, colour=(1.0, 0.7, 0.4)))
+    world.set_light(Light(intensity=0.3, ambient=0.15, colour=(1.0, 0.7, 0.4)))
     dim = world.render("front").astype(int)
     assert dim.mean() < 0.6 * bright.mean()
-    world.set_lamp(world.settings.lamp)
+    world.set_light(world.settings.light)
     np.testing.assert_array_equal(world.render("front"), bright)
 
 

@@ -5,32 +5,26 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-import signal
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 from pydantic import Field
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from steadyhand_models import bench, settings
 from steadyhand_models import task as tasks
 from steadyhand_models.cli import UserError
 from steadyhand_training import lab_results, plots
+from steadyhand_training.lab_board import Board, Key, carry_out, stop_on_signals
 from steadyhand_training.lab_lines import RECIPES, Line, Recipe
 from steadyhand_training.lab_results import LineResult, Trial
 from steadyhand_training.lab_run import LabRun, Stopped
 from steadyhand_training.run_folder import write_whole
 
 Seed = Annotated[int, Field(ge=0, le=1_000_000)]
-LINE_EVERY_S = 30.0
-POLL_S = 0.5
 TRAINING_SHARE = 0.7  # of a course's progress; display only
 _DESCRIPTION = """Learn the task with every line and seed in lockstep, faster than real time, and compare them.
 
@@ -65,53 +59,6 @@ def shortened(chosen: LearnLabSettings) -> LearnLabSettings:
     return replace(chosen, seeds=chosen.seeds[:1], lines=(Line.RLPD_SAC,), steps=1500, episodes=40, curve_episodes=20)
 
 
-@dataclass(frozen=True)
-class _Key:
-    """One training run: a course that one or more lines share, and a seed."""
-
-    course: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.course}-seed{self.seed}"
-
-
-class Board:
-    """How far every training run is: bars in a terminal, a line now and then elsewhere."""
-
-    def __init__(self, console: Console, keys: Sequence[_Key]) -> None:
-        self._console = console
-        columns = (
-            TextColumn("{task.fields[name]:<24}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[what]}"),
-        )
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._bars = {
-            key: self._progress.add_task("", total=1.0, name=str(key), what="waiting", start=False) for key in keys
-        }
-        self._due_s = dict.fromkeys(keys, 0.0)
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Board:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._progress.stop()
-
-    def tell(self, key: _Key, share: float, what: str) -> None:
-        """Called from the threads that follow the runs."""
-        bar = self._bars[key]
-        self._progress.start_task(bar)
-        self._progress.update(bar, completed=share, what=what)
-        with self._lock:
-            if not self._console.is_terminal and time.monotonic() >= self._due_s[key]:
-                self._due_s[key] = time.monotonic() + LINE_EVERY_S
-                print(f"{key}: {100 * share:3.0f}%  {what}", flush=True)
-
-
 class LearnLab:
     """All lines with all seeds."""
 
@@ -121,7 +68,7 @@ class LearnLab:
         courses = {recipe.course: self._owner(recipe) for recipe in self.recipes.values()}
         root = chosen.runs or chosen.out / "runs"
         self.runs = {
-            _Key(course, seed): LabRun(
+            Key(course, seed): LabRun(
                 recipe, (root / f"{course}-seed{seed}").absolute(), seed, chosen.task, chosen.steps, stop
             )
             for seed in dict.fromkeys(chosen.seeds)
@@ -137,15 +84,9 @@ class LearnLab:
 
     def run(self, board: Board) -> None:
         """Train and judge everything that is not done yet; what fails is kept in `problems` and the rest goes on."""
-        with ThreadPoolExecutor(self.chosen.jobs) as pool:
-            work = {pool.submit(self._course, key, board): key for key in self.runs}
-            left: set[Future[None]] = set(work)
-            while left:
-                done, left = wait(left, timeout=POLL_S)
-                for future in done:
-                    self._ended(work[future], future)
+        self.problems += carry_out(list(self.runs), lambda key: self._course(key, board), self.chosen.jobs)
 
-    def _course(self, key: _Key, board: Board) -> None:
+    def _course(self, key: Key, board: Board) -> None:
         if self.stop.is_set():
             raise Stopped
         run = self.runs[key]
@@ -156,7 +97,7 @@ class LearnLab:
             self.trials[line, key.seed] = self._judge(key, run, line, board)
         board.tell(key, 1.0, "done")
 
-    def _judge(self, key: _Key, run: LabRun, line: Line, board: Board) -> Trial:
+    def _judge(self, key: Key, run: LabRun, line: Line, board: Board) -> Trial:
         chosen = self.chosen
         versions = [1] if self.recipes[line].first_only else run.chosen(chosen.every_steps)
         points = run.judge(
@@ -166,14 +107,6 @@ class LearnLab:
             lambda share, what: board.tell(key, TRAINING_SHARE + (1 - TRAINING_SHARE) * share, f"{line.value}: {what}"),
         )
         return Trial(key.seed, tuple(points), run.minutes or 0.0)
-
-    def _ended(self, key: _Key, future: Future[None]) -> None:
-        try:
-            future.result()
-        except Stopped:
-            self.problems.append(f"{key}: stopped; the same command goes on with it")
-        except UserError as error:
-            self.problems.append(f"{key}: {error}")
 
     def results(self) -> list[LineResult]:
         """Every line that has at least one trial."""
@@ -207,23 +140,12 @@ def write(chosen: LearnLabSettings, results: Sequence[LineResult], problems: Seq
         raise UserError(f"{error.filename}: cannot be written ({error.strerror}); choose another --out") from None
 
 
-def _stop_on_signals(stop: threading.Event) -> None:
-    """Ctrl-C and SIGTERM let every process end in order; a second one ends at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask)
-
-
 def main(argv: Sequence[str]) -> int:
     """`steadyhand lab learn`: 0 when everything ran, 1 when a run failed, 130 when it was interrupted."""
     chosen = shortened(settings.parse_command_line(LearnLabSettings, argv, "steadyhand lab learn", _DESCRIPTION))
     tasks.load(chosen.task)
     stop = threading.Event()
-    _stop_on_signals(stop)
+    stop_on_signals(stop)
     lab = LearnLab(chosen, stop)
     with Board(Console(), list(lab.runs)) as board:
         lab.run(board)

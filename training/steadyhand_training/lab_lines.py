@@ -1,20 +1,30 @@
-"""The lines that `steadyhand lab learn` compares: their names, and how trainer and robot of each are started."""
+"""The lines that the experiments compare: their names, and how trainer and robot of each are started."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 
-DEMONSTRATIONS = 4  # as the demo
+# HIL-SERL (arXiv 2410.21845) fits its classifier to about ten trajectories.
+DRIFT_DEMONSTRATIONS = 10
 
 
 class Line(str, enum.Enum):
-    """One way to learn the task."""
+    """One way to learn the task: what `steadyhand lab learn` compares."""
 
     RLPD_SAC = "rlpd_sac"
     DRQV2 = "drqv2"
     BEHAVIOUR_CLONING = "behaviour_cloning"
     NO_TAKEOVERS = "no_takeovers"
+
+
+class DriftLine(str, enum.Enum):
+    """One source of reward while the light changes: what `steadyhand lab drift` compares."""
+
+    FIXED = "fixed"
+    SILRI = "silri"
+    CORRECTED = "corrected"
+    TRUTH = "truth"
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class Recipe:
     trainer: tuple[str, ...] = ()  # words beyond the common ones
     robot: tuple[str, ...] = ()
     first_only: bool = False  # only the first version is of interest
+    by_hand: bool = False  # no classifier ends episodes or pays
+    demonstrations: int = 4  # as the demo
 
 
 RECIPES = {
@@ -37,11 +49,38 @@ RECIPES = {
     Line.NO_TAKEOVERS: Recipe("RLPD-SAC without takeovers", "no_takeovers", robot=("--operator.takeover-rate", "0")),
 }
 
+# A person who sees at once, never errs and always speaks: the reward that no classifier can better.
+_PERFECT = (
+    "--operator.reaction-lo-s", "0.1", "--operator.reaction-hi-s", "0.2", "--operator.wrong-key-rate", "0",
+    "--operator.verdict-rate", "1",
+)  # fmt: skip
+DRIFT_RECIPES = {
+    DriftLine.FIXED: Recipe(
+        "fixed classifier",
+        "fixed",
+        ("--correction.rule", "fixed"),
+        ("--control.reward-source", "classifier"),
+        demonstrations=DRIFT_DEMONSTRATIONS,
+    ),
+    DriftLine.SILRI: Recipe(
+        "SiLRI's rule", "silri", ("--correction.rule", "silri"), demonstrations=DRIFT_DEMONSTRATIONS
+    ),
+    DriftLine.CORRECTED: Recipe("corrected classifier", "corrected", demonstrations=DRIFT_DEMONSTRATIONS),
+    DriftLine.TRUTH: Recipe(
+        "true reward",
+        "truth",
+        ("--reward.source", "manual"),
+        ("--control.reward-source", "manual", *_PERFECT),
+        by_hand=True,
+        demonstrations=DRIFT_DEMONSTRATIONS,
+    ),
+}
+
 
 def trainer_words(recipe: Recipe, run: str, seed: int, task: str) -> tuple[str, ...]:
     """`steadyhand train` of one run, on ports that are free."""
     return (
-        "train", "--run", run, "--task", task, "--seed", str(seed), "--demonstrations", str(DEMONSTRATIONS),
+        "train", "--run", run, "--task", task, "--seed", str(seed), "--demonstrations", str(recipe.demonstrations),
         "--listen", "tcp://127.0.0.1:*", "--status", "tcp://127.0.0.1:*", "--lockstep.enabled", "True",
         *recipe.trainer,
     )  # fmt: skip
@@ -51,6 +90,6 @@ def robot_words(recipe: Recipe, run: str, seed: int, task: str, steps: int, link
     """`steadyhand sim lockstep` of one run, for `steps` recorded steps."""
     return (
         "sim", "lockstep", "--run", run, "--task", task, "--seed", str(seed), "--steps", str(steps),
-        "--link.address", link, "--operator.wander", "0", "--operator.demonstrations", str(DEMONSTRATIONS),
+        "--link.address", link, "--operator.wander", "0", "--operator.demonstrations", str(recipe.demonstrations),
         *recipe.robot,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel, Source, Step
@@ -173,16 +174,21 @@ class LabRun:
             judged.append(Judged(version, steps[version], before, tried, int(result["successes"])))
         return judged
 
-    def _evaluation(self, version: int, episodes: int) -> dict[str, float]:
-        path = self.root / "evaluations" / f"v{version:06d}_{episodes}.json"
+    def _evaluation(self, version: int, episodes: int) -> dict[str, Any]:
+        words = ("evaluate", "--version", str(version), "--episodes", str(episodes))
+        return self.ask(f"v{version:06d}_{episodes}", (*words, "--seed", str(EVALUATION_SEED + self.seed)))
+
+    def ask(self, name: str, words: Sequence[str]) -> dict[str, Any]:
+        """What a command says of the run's registry in its --json file, kept by that name and read when it is there.
+
+        Raises UserError, Stopped.
+        """
+        path = self.root / "evaluations" / f"{name}.json"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             aside = path.with_suffix(".part")
-            words = (
-                "evaluate", "--registry", str(self.folder.registry), "--version", str(version), "--task", self.task,
-                "--episodes", str(episodes), "--seed", str(EVALUATION_SEED + self.seed), "--json", str(aside),
-            )  # fmt: skip
-            child = self._child("evaluate", words)
+            known = ("--registry", str(self.folder.registry), "--task", self.task, "--json", str(aside))
+            child = self._child(name, (*words, *known))
             try:
                 while child.died() is None:
                     if self._stop.wait(POLL_S):
@@ -192,7 +198,7 @@ class LabRun:
             if child.died() != 0:
                 raise UserError(f"an evaluation failed; its log {child.log} ends with\n{child.tail()}")
             aside.replace(path)
-        result: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return result
 
     def _steps_of_versions(self) -> dict[int, int]:

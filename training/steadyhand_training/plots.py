@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -15,11 +15,14 @@ from matplotlib.figure import Figure
 from steadyhand_training.facts import RunFacts, moving
 
 if TYPE_CHECKING:
+    from steadyhand_training import lab_drift_results as drift
     from steadyhand_training.lab_results import LineResult
+    from steadyhand_training.lab_trace import Window
 
 matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "axes.grid": True, "grid.alpha": 0.3})
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3465a4", "#e07b00", "#3a9a3a", "#c03030", "#888888"
+COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 WIDTH_IN, HEIGHT_IN = 8.4, 3.2
 
 
@@ -130,7 +133,7 @@ def learning_lines(results: Sequence[LineResult]) -> bytes:
     """PNG of success against steps: each line's mean with its interval, its seeds thin behind it."""
     figure, axes = _figure(height_in=4.4)
     furthest = max(p.steps for r in results for t in r.trials for p in t.points)
-    for colour, result in zip(itertools.cycle((BLUE, ORANGE, GREEN, RED, GREY)), results):
+    for colour, result in zip(itertools.cycle(COLOURS), results):
         curve = result.curve
         if len(curve) == 1:  # cloned once: a level, not a course
             axes.axhline(curve[0].rate, color=colour, ls="--", lw=1.8, label=_label(result))
@@ -145,6 +148,56 @@ def learning_lines(results: Sequence[LineResult]) -> bytes:
     axes.set_xlim(0, furthest)
     axes.set_ylim(-0.03, 1.03)
     _finish(axes, "steps of the robot", "success alone, by ground truth")
+    return _png(figure)
+
+
+def drift_lines(results: Sequence[drift.LineResult]) -> bytes:
+    """PNG of what a changed light does to each line: panels over the robot's steps, the change marked."""
+    panels: tuple[tuple[str, Callable[[Window], float | None]], ...] = (
+        ("success alone", lambda w: w.success),
+        ("episodes ended by a false success", lambda w: w.false_share),
+        ("false-positive rate, frames", lambda w: w.false_positive_rate),
+        ("false-negative rate, frames", lambda w: w.false_negative_rate),
+        ("flags per window", lambda w: float(w.flags)),
+        ("rewards that promotions changed", lambda w: float(w.flipped)),
+    )
+    figure = Figure(figsize=(2 * WIDTH_IN, 4 * HEIGHT_IN), layout="constrained")
+    grid = figure.subplots(4, 2).ravel()
+    for axes, (title, of) in zip(grid, panels):
+        for colour, line in zip(COLOURS, results):
+            _course(axes, colour, line, of)
+        _finish(axes, "steps of the robot", title)
+    for axes, name, light in zip(grid[len(panels) :], ("old_light", "new_light"), ("old", "new")):
+        for colour, line in zip(COLOURS, results):
+            for i, trial in enumerate(line.trials):
+                held = [(c.step, getattr(c, name)) for c in trial.classifiers]
+                held += [(trial.windows[-1].end, value) for _, value in held[-1:]]
+                at, values = [step for step, _ in held], [value for _, value in held]
+                axes.step(at, values, where="post", color=colour, lw=1.2, label=None if i or not at else line.title)
+        axes.axhline(0.95, color=GREY, ls="--", lw=1.0)
+        axes.set_ylim(0.45, 1.01)
+        _finish(axes, "steps of the robot", f"balanced accuracy, {light} light")
+    for axes in grid:
+        axes.axvline(results[0].trials[0].change_step, color="black", ls=":", lw=1.4)
+        axes.set_xlim(0, max(w.end for r in results for t in r.trials for w in t.windows))
+    return _png(figure)
+
+
+def _course(axes: Axes, colour: str, line: drift.LineResult, of: Callable[[Window], float | None]) -> None:
+    """A line's seeds thin, and their mean over each window thick."""
+    for trial in line.trials:
+        points = [(0.5 * (w.begin + w.end), value) for w in trial.windows if (value := of(w)) is not None]
+        axes.plot([at for at, _ in points], [value for _, value in points], color=colour, lw=0.6, alpha=0.45)
+    at, means = [], []
+    for place in zip(*(t.windows for t in line.trials)):
+        values = [value for w in place if (value := of(w)) is not None]
+        if values:
+            at.append(0.5 * (place[0].begin + place[0].end))
+            means.append(sum(values) / len(values))
+    axes.plot(at, means, color=colour, lw=2.0, label=line.title if at else None)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
     return buffer.getvalue()

@@ -16,6 +16,7 @@ COMMANDS = {
     "servos": ("steadyhand_runtime.sim.servos_command", "six virtual servos alone, on a pty"),
     "fault": ("steadyhand_runtime.sim.fault_command", "let something happen to running virtual servos"),
     "lockstep": ("steadyhand_runtime.sim.lockstep", "robot and operator in one process, faster than real time"),
+    "probe": ("steadyhand_runtime.sim.probe", "every classifier of a registry on frames whose truth is known"),
     "evaluate": ("steadyhand_runtime.sim.evaluation", "one policy over many episodes, judged by ground truth"),
 }
 USAGE = """steadyhand sim: simulate what stands on the table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import math
 import os
 import sys
 import weakref
@@ -12,13 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from steadyhand_runtime.sim.scene import CAMERA_NAMES, Lamp, SceneSettings, SimError, scene_xml
+from steadyhand_runtime.sim.light import Light
+from steadyhand_runtime.sim.scene import CAMERA_NAMES, SHADOW_PANES, SceneSettings, SimError, scene_xml
 
 U8 = npt.NDArray[np.uint8]
 
 _GL_ADVICE = "install one with: apt-get install libegl1 libgl1-mesa-dri (or: apt-get install libosmesa6)"
 _GL_LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
 _MAX_GEOMS = 100
+SHADOW_EDGE_M = 0.012  # width of the soft edge
 
 
 def import_mujoco() -> Any:
@@ -95,7 +98,9 @@ class Eye:
             self._scene.flags[flag] = 0
         self._option, self._nothing = mujoco.MjvOption(), mujoco.MjvPerturb()
         self._cameras = {name: self._fixed_camera(name) for name in CAMERA_NAMES}
-        self.set_lamp(settings.lamp)
+        self._exposure: U8 | None = None
+        self._light: Light | None = None
+        self.set_light(settings.light)
         _close_at_exit(self)
 
     def _fixed_camera(self, name: str) -> Any:
@@ -104,13 +109,25 @@ class Eye:
         camera.fixedcamid = self._model.camera(name).id
         return camera
 
-    def set_lamp(self, lamp: Lamp) -> None:
-        """Move and colour the lamp from the next picture on."""
-        light, aim = self._model.light("lamp"), np.subtract((0.2, 0.0, 0.0), lamp.position_m)
-        light.pos[:] = lamp.position_m
-        light.dir[:] = aim / np.linalg.norm(aim)
-        light.diffuse[:] = np.multiply(lamp.colour, lamp.intensity)
-        self._model.vis.headlight.ambient[:] = np.multiply(lamp.colour, lamp.ambient)
+    def set_light(self, light: Light) -> None:
+        """Lamp, shadow and exposure from the next picture on."""
+        if light == self._light:
+            return
+        self._light = light
+        lamp, aim = self._model.light("lamp"), np.subtract((0.2, 0.0, 0.0), light.position_m)
+        lamp.pos[:] = light.position_m
+        lamp.dir[:] = aim / np.linalg.norm(aim)
+        lamp.diffuse[:] = np.multiply(light.colour, light.intensity)
+        self._model.vis.headlight.ambient[:] = np.multiply(light.colour, light.ambient)
+        # Upper and lower faces of both panes together let 1 - shadow_darkness through.
+        pane_darkness = 1.0 - (1.0 - light.shadow_darkness) ** (1 / 4)
+        for name, wider_m in zip(SHADOW_PANES, (SHADOW_EDGE_M, 0.0)):
+            pane = self._model.geom(name)
+            pane.pos[:2] = light.shadow_centre_m
+            pane.size[:2] = np.multiply(light.shadow_size_m, 0.5) + wider_m
+            pane.quat[:] = (math.cos(light.shadow_yaw_rad / 2), 0.0, 0.0, math.sin(light.shadow_yaw_rad / 2))
+            pane.rgba[3] = pane_darkness
+        self._exposure = _exposure(light.gain, light.gamma)
 
     def render(self, camera_name: str, qpos: npt.NDArray[np.float64]) -> U8:
         """Picture (H, W, 3) of one camera, with MuJoCo's positions qpos (13,): six joints, then the cube's pose."""
@@ -129,7 +146,8 @@ class Eye:
         mujoco.mjr_render(self._rect, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rect, self._context)
         # GL counts rows from the bottom.
-        return np.ascontiguousarray(self._pixels[::-1])
+        picture = self._pixels[::-1]
+        return np.ascontiguousarray(picture) if self._exposure is None else self._exposure[picture]
 
     def close(self) -> None:
         """Free the GL context; harmless when repeated."""
@@ -138,6 +156,14 @@ class Eye:
             gl.make_current()
             self._context.free()
             gl.free()
+
+
+def _exposure(gain: float, gamma: float) -> U8 | None:
+    """What becomes of each picture value (256,), None where it stays."""
+    if gain == 1.0 and gamma == 1.0:
+        return None
+    value = np.minimum(gain * np.arange(256) / 255.0, 1.0) ** gamma
+    return np.round(255.0 * value).astype(np.uint8)
 
 
 _open_eyes: weakref.WeakSet[Eye] = weakref.WeakSet()

@@ -42,6 +42,7 @@ from steadyhand_runtime.config import ControlSettings, LinkSettings, RunPaths
 from steadyhand_runtime.control import Control, Inputs, Outputs
 from steadyhand_runtime.link import Link
 from steadyhand_runtime.recorder import EpisodeCounter, Recorder
+from steadyhand_runtime.sim import light as lights
 from steadyhand_runtime.sim.operator import OperatorSettings, ScriptedOperator
 from steadyhand_runtime.sim.robot import TruthLog, scene_settings, truth_message
 from steadyhand_runtime.sim.scene import SceneSettings
@@ -70,7 +71,8 @@ class WireTime(InProcessTransport):
 class LockstepRobot:
     """Arm, cameras, bus and control on one manual clock. `step` is one control period.
 
-    `native` holds the newest picture (H, W, 3) of every camera as it was before preparation.
+    `native` holds the newest picture (H, W, 3) of every camera as it was before preparation, `pictures` what the next
+    tick sees of them, and `pictured` what was true when they were taken.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class LockstepRobot:
         self._bus_ticks = round(BUS_RATE_HZ / task.rate_hz)
         self._next_ns = self.clock.now_ns()
         self._commands = self._shots = 0
-        self._pictures = self._look()
+        self.pictured = self.truth()
+        self.pictures = self._look()
 
     @property
     def now_ns(self) -> int:
@@ -105,7 +108,7 @@ class LockstepRobot:
         for action in commands:
             self._commands += 1
             self.bus.command(BusCommand(self._commands, action), now_ns)
-        inputs = Inputs(self._state, self._pictures, events, drive, heartbeat_ns=now_ns)
+        inputs = Inputs(self._state, self.pictures, events, drive, heartbeat_ns=now_ns)
         outputs = self.control.tick(now_ns, inputs)
         if outputs.goal is not None:
             self.bus.submit(outputs.goal, now_ns)
@@ -115,7 +118,7 @@ class LockstepRobot:
             self.world.advance(self.bus.dt_s)
             self._state = self.bus.tick(self.clock.now_ns())
             if left == PICTURE_LEAD_TICKS:
-                self._pictures = self._look()
+                self.pictured, self.pictures = self.truth(), self._look()
         return outputs
 
     def truth(self) -> Truth:
@@ -140,12 +143,15 @@ class LockstepSettings:
     """Robot and scripted operator in lockstep with a trainer.
 
     Example: steadyhand sim lockstep --run runs/try --steps 3000 --link.address tcp://127.0.0.1:5570
+    Example: steadyhand sim lockstep --trainer False --steps 300 --light moved_lamp --light-change-step 100
     """
 
     run: Path = Path("runs/latest")
     task: str = "lift"
     seed: Annotated[int, Field(ge=0)] = 0
     steps: Annotated[int, Field(ge=0)] = 0  # recorded steps after which to stop; 0: when interrupted
+    light: str = "steady"  # a light scenario that ships, or a .toml file; its steps are recorded ones
+    light_change_step: Annotated[int, Field(ge=0)] | None = None  # where its first change shall be instead
     trainer: bool = True  # false: no trainer, every step is taken at once and kept in the spool
     control: ControlSettings = field(default_factory=ControlSettings)
     link: LinkSettings = field(default_factory=LinkSettings)
@@ -172,6 +178,7 @@ class Session:
         models = Models(self._standby, quarantine)
         control = Control(task, chosen.control, models, run, counter.last + 1)
         self.robot = LockstepRobot(task, control, chosen.seed, log=log)
+        self._light = lights.chosen(chosen.light, chosen.light_change_step)
         # A number of its own per process keeps a resumed run's events from repeating the ones before.
         self._operator = ScriptedOperator(task, chosen.operator, chosen.seed, f"s{chosen.seed}e{counter.last}")
         self._spool = Spool(paths.spool, durable=False)
@@ -193,6 +200,7 @@ class Session:
         acts = self._operator.tick(self.robot.now_ns, truth, self._status)
         if acts.place_cube:
             self.robot.world.place_cube()
+        self.robot.world.set_light(self._light.at(self.steps))
         outputs = self.robot.step(acts.events, acts.drive, acts.commands)
         self._status = outputs.status
         self.ticks += 1

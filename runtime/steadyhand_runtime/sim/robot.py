@@ -24,7 +24,9 @@ from steadyhand_models.messages import Frame, SceneReply, SceneRequest, Truth
 from steadyhand_models.topics import endpoint
 from steadyhand_runtime import config
 from steadyhand_runtime.clock import NS_PER_S, Clock, MonotonicClock, Rate
+from steadyhand_runtime.sim import light as lights
 from steadyhand_runtime.sim.eye import Eye
+from steadyhand_runtime.sim.light import Light
 from steadyhand_runtime.sim.pty_port import PtyPort
 from steadyhand_runtime.sim.scene import CAMERA_NAMES, SceneSettings, SimError
 from steadyhand_runtime.sim.servos import PlantState, VirtualChain
@@ -47,7 +49,7 @@ F64 = npt.NDArray[np.float64]
 class SimSettings:
     """The simulated robot.
 
-    Example: steadyhand sim robot --run runs/try --seed 3
+    Example: steadyhand sim robot --run runs/try --seed 3 --light dusk
     """
 
     run: Path = Path("runs/latest")
@@ -58,6 +60,7 @@ class SimSettings:
     baud: Annotated[int, Field(ge=38_400, le=1_000_000)] = 1_000_000
     physics_hz: Annotated[float, Field(ge=50, le=1000)] = 200.0
     camera_hz: Annotated[float, Field(gt=0, le=60)] = 20.0
+    light: str = "steady"  # a light scenario that ships, or a .toml file; a step is a control period after the start
 
     @property
     def port_link(self) -> Path:
@@ -140,8 +143,10 @@ class Cameras:
         context: zmq.Context[zmq.Socket[bytes]],
         rate_hz: float,
         clock: Clock,
+        light: Callable[[float], Light] | None = None,
     ) -> None:
-        self._world, self._scene, self._cameras = world, scene, cameras
+        """light(s) is the light so many seconds after the start; None keeps the scene's."""
+        self._world, self._scene, self._cameras, self._light = world, scene, cameras, light
         self._clock, self._rate_hz = clock, rate_hz
         self._sockets = {c.name: _bound(context, zmq.PUB, endpoint(folder, "camera.frame", c.name)) for c in cameras}
         self._stop = threading.Event()
@@ -180,6 +185,8 @@ class Cameras:
 
     def _shoot(self, eye: Eye, seq: int) -> None:
         stamp_ns = self._clock.now_ns()
+        if self._light is not None:
+            eye.set_light(self._light(seq / self._rate_hz))
         qpos = self._world.qpos()
         for camera in self._cameras:
             pixels = frames.prepare(eye.render(camera.name, qpos), camera)
@@ -248,7 +255,11 @@ class Robot:
         opened.callback(self._control.close)
         self._truth_log = TruthLog(config.RunPaths(chosen.run).truth)
         opened.callback(self._truth_log.close)
-        self._cameras = Cameras(self.world, scene, cameras, folder, context, chosen.camera_hz, self._clock)
+        scenario, rate_hz = lights.load(chosen.light), task.load(chosen.task).rate_hz
+        self._cameras = Cameras(
+            self.world, scene, cameras, folder, context, chosen.camera_hz, self._clock,
+            lambda passed_s: scenario.at(int(passed_s * rate_hz)),
+        )  # fmt: skip
         opened.callback(self._cameras.close)
         # Threads inherit the scheduler of the one that starts them: the servos' shall, the cameras' shall not.
         self.degraded = _prefer_realtime()

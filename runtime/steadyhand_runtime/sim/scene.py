@@ -1,4 +1,4 @@
-"""The simulated table: SO-101, cube, cameras and lamp as MJCF text, built from primitives."""
+"""The simulated table: SO-101, cube, cameras, lamp and shadow as MJCF text, built from primitives."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from steadyhand_runtime.kinematics import JOINT_FRAMES, JOINT_NAMES, LIMITS_RAD, TIP_FRAME, Frame
+from steadyhand_runtime.sim.light import Light
 
 
 class SimError(RuntimeError):
@@ -16,22 +17,14 @@ class SimError(RuntimeError):
 Vec3 = tuple[float, float, float]
 
 CAMERA_NAMES = ("front", "wrist")
+# A shadow is two dark panes one above the other: the edge that only one of them covers looks soft.
+SHADOW_PANES = ("shadow_edge", "shadow_core")
 # The jaw angle at which the jaws are parallel, and their distance then.
 JAW_PARALLEL_RAD = 0.46
 JAW_PARALLEL_GAP_M = 0.040
 # Inner face of the fixed jaw and end of both fingers, in the gripper link's frame (x closes, -z is the approach).
 FIXED_JAW_X_M = -0.0204
 FINGER_END_Z_M = -0.1031
-
-
-@dataclass(frozen=True, slots=True)
-class Lamp:
-    """One lamp without shadows. `intensity` scales its colour (0..1 each), `ambient` is light from everywhere."""
-
-    position_m: Vec3 = (0.60, 0.25, 0.60)
-    colour: Vec3 = (1.0, 0.97, 0.92)
-    intensity: float = 0.75
-    ambient: float = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +53,7 @@ class SceneSettings:
     image_px: tuple[int, int] = (128, 128)
     timestep_s: float = 0.005
     servo_delay_s: float = 0.03
-    lamp: Lamp = field(default_factory=Lamp)
+    light: Light = field(default_factory=Light)
     front: FrontCamera = field(default_factory=FrontCamera)
 
 
@@ -210,6 +203,14 @@ def _tape(settings: SceneSettings) -> str:
     )
 
 
+def _shadow() -> str:
+    """The shadow's panes, just above table and tape; whoever draws gives them their size and darkness."""
+    return "".join(
+        f'<geom name="{name}" type="box" pos="0 0 {0.0006 + 0.0002 * i:.4f}" size=".01 .01 .0001" rgba="0 0 0 0"/>'
+        for i, name in enumerate(SHADOW_PANES)
+    )
+
+
 _DEFAULTS = """
   <default>
     <geom contype="0" conaffinity="0" density="0"/>
@@ -254,6 +255,7 @@ def scene_xml(settings: SceneSettings) -> str:
       rgba="{_num(settings.table_colour)} 1"/>
     <geom type="box" pos="-.30 0 .3" size=".01 .8 .3" rgba="{_num(settings.wall_colour)} 1"/>
     {_tape(settings)}
+    {_shadow()}
     {_front_camera(settings.front)}
     <body name="base">
       <geom class="plastic" type="box" pos="-.004 0 .022" size=".040 .030 .022"/>

@@ -1,4 +1,4 @@
-"""The physical world behind the simulated servos and cameras: arm, cube, table and lamp in MuJoCo."""
+"""The physical world behind the simulated servos and cameras: arm, cube, table and light in MuJoCo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from steadyhand_runtime.kinematics import LIMITS_RAD
 from steadyhand_runtime.sim.eye import U8, Eye, import_mujoco
-from steadyhand_runtime.sim.scene import STALL_TORQUE_NM, Lamp, SceneSettings, scene_xml
+from steadyhand_runtime.sim.light import Light
+from steadyhand_runtime.sim.scene import STALL_TORQUE_NM, SceneSettings, scene_xml
 from steadyhand_runtime.sim.servos import PlantState
 
 F64 = npt.NDArray[np.float64]
@@ -47,7 +48,7 @@ class World:
         self._model = self._mujoco.MjModel.from_xml_string(scene_xml(self.settings))
         self._data = self._mujoco.MjData(self._model)
         self._rng = np.random.default_rng(seed)
-        self._lamp = self.settings.lamp
+        self._light = self.settings.light
         self._eye: Eye | None = None
         self._cube_geom = self._model.geom("cube").id
         self._pads = (self._model.geom("fixed_pad").id, self._model.geom("moving_pad").id)
@@ -165,20 +166,20 @@ class World:
         return self._data.qpos.copy()
 
     @property
-    def lamp(self) -> Lamp:
-        return self._lamp
+    def light(self) -> Light:
+        return self._light
 
-    def set_lamp(self, lamp: Lamp) -> None:
+    def set_light(self, light: Light) -> None:
         """Change the light of pictures that this World renders from now on."""
-        self._lamp = lamp
+        self._light = light
         if self._eye is not None:
-            self._eye.set_lamp(lamp)
+            self._eye.set_light(light)
 
     def render(self, camera_name: str) -> U8:
         """Picture (H, W, 3) of "front" or "wrist" as it is now. Raises SimError where no GL works."""
         if self._eye is None:
             self._eye = Eye(self.settings)
-            self._eye.set_lamp(self._lamp)
+            self._eye.set_light(self._light)
         return self._eye.render(camera_name, self._data.qpos)
 
     def close(self) -> None:
