@@ -190,3 +190,17 @@ def test_the_status_of_collecting_is_one_that_trainers_send(collector: Collector
     status = build(collector._view(), 0.0, 1)
     assert wire.decode(wire.encode(status), TrainerStatus).phase == "collect"
     assert np.isfinite(status.utd_ratio)
+
+
+def test_light_and_phases_of_what_is_labelled_are_counted(collector: Collector, tmp_path: Path) -> None:
+    dim = [
+        dataclasses.replace(m, frames=m.frames // 3) if isinstance(m, Step) else m
+        for m in demonstration(2, success=False)
+    ]
+    fill(tmp_path, [*demonstration(1, success=False), *dim])
+    collector.turn(0.0)
+    progress = collector.collection.progress()
+    assert progress.lights == 2
+    assert progress.phases.sum(axis=0).tolist() == [progress.positive, progress.negative] == [0, 22]
+    shown = dict(collect.rows(collector))
+    assert shown["light"].startswith("2 lights") and "approach" in shown["phases"]

@@ -15,7 +15,7 @@ from steadyhand_models import artifact, reward
 from steadyhand_models import task as tasks
 from steadyhand_models.messages import EndReason, Label, LabelKind, Source, Step
 from steadyhand_training import fitting, gate
-from steadyhand_training.correction import Correction, CorrectionError, CorrectionSettings, Promotion
+from steadyhand_training.correction import Correction, CorrectionError, CorrectionRule, CorrectionSettings, Promotion
 from steadyhand_training.fitting import FitSettings
 from steadyhand_training.labels import Ledger
 from steadyhand_training.replay import Replay
@@ -38,7 +38,10 @@ def small_task() -> tasks.Task:
 TASK = small_task()
 CONTRACT = TASK.contract()
 QUICK = CorrectionSettings(
-    first_batches=60, candidate_batches=40, least_steps=0, fit=FitSettings(batch=32, shift_px=1, learning_rate=3e-3)
+    first_batches=60,
+    candidate_batches=40,
+    least_steps=0,
+    fit=FitSettings(batch=32, shift_px=1, learning_rate=3e-3, brightness=0.1, colour=0.0, shade=0.0),
 )
 
 
@@ -204,7 +207,7 @@ def test_frames_of_held_out_episodes_never_teach(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_only_tells_episodes_apart_does_not_pass_for_knowledge() -> None:
-    plain = FitSettings(batch=32, shift_px=0, brightness=0.0)
+    plain = FitSettings(batch=32, shift_px=0, brightness=0.0, colour=0.0, shade=0.0)
     robot = Robot(dataclasses.replace(QUICK, heads=1, first_batches=80, fit=plain))
     for i in range(16):
         mark = robot.rng.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
@@ -256,11 +259,11 @@ def test_a_missed_success_becomes_terminal_and_masks_what_follows(robot: Robot) 
     robot.correction.settle([episode])
     rows = robot.replay.rows(episode)[:-1]
     assert robot.replay.usable[rows].all()
-    # Pressed at frame 10 of 0..11 about what was seen at frame 5, and from 0.2 s before it.
+    # Pressed at frame 10 of 0..11 about what was seen at frame 5, and is certain 0.1 s later.
     robot.say(LabelKind.FALSE_NEGATIVE, after_s=-0.1)
-    assert np.flatnonzero(robot.replay.reward[rows]).tolist() == [2], "frame 3 judges action 2"
-    assert np.flatnonzero(robot.replay.terminal[rows]).tolist() == [2]
-    assert np.flatnonzero(robot.replay.usable[rows]).tolist() == [0, 1, 2]
+    assert np.flatnonzero(robot.replay.reward[rows]).tolist() == [5], "frame 6 judges action 5"
+    assert np.flatnonzero(robot.replay.terminal[rows]).tolist() == [5]
+    assert np.flatnonzero(robot.replay.usable[rows]).tolist() == list(range(6))
 
 
 def test_a_label_on_a_running_episode_waits_for_its_end(robot: Robot) -> None:
@@ -270,7 +273,7 @@ def test_a_label_on_a_running_episode_waits_for_its_end(robot: Robot) -> None:
     robot.now_ns += TICK_NS
     robot.replay.append(robot.step(6, robot.picture(LOW, 14), Source.POLICY, EndReason.SUCCESS))
     robot.correction.work(FOREVER)
-    assert episode in robot.correction.evidence.taught()
+    assert episode in (*robot.correction.evidence.taught(), *robot.correction.evidence.review)
 
 
 # -- correction ----------------------------------------------------------------------------------------------------
@@ -321,7 +324,7 @@ def test_words_that_agree_with_the_classifier_wait_until_there_are_several(check
 
 
 def test_the_fixed_classifier_heeds_no_label_and_is_never_replaced(checkpoint: Path) -> None:
-    robot = ready(checkpoint, dataclasses.replace(QUICK, correct=False))
+    robot = ready(checkpoint, dataclasses.replace(QUICK, rule=CorrectionRule.FIXED))
     for episode in fool(robot, 4):
         robot.say(LabelKind.FALSE_POSITIVE, episode=episode)
         assert robot.rewarded(episode)
@@ -347,21 +350,19 @@ def test_work_stops_when_its_budget_is_spent_and_slices_give_what_one_go_gives(c
     assert slices > 10
     assert whole.correction.work(FOREVER) == promotion
     rows = np.arange(whole.replay.size)
-    np.testing.assert_array_equal(
-        sliced.correction._in_force().scores.of(rows), whole.correction._in_force().scores.of(rows)
-    )
+    np.testing.assert_array_equal(sliced.correction.champion.scores.of(rows), whole.correction.champion.scores.of(rows))
 
 
 def test_a_refused_candidate_changes_nothing_and_says_why(robot: Robot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "objection", lambda trial, settings: "recall 9 -> 2")
     rows = np.arange(robot.replay.size)
-    before = robot.correction._in_force().scores.of(rows).copy()
+    before = robot.correction.champion.scores.of(rows).copy()
     [episode] = fool(robot, 1)
     robot.say(LabelKind.FALSE_POSITIVE)
     assert robot.correction.work(FOREVER) is None
     assert (robot.correction.version, robot.correction.promotions, robot.correction.rejections) == (1, 0, 1)
     assert robot.correction.last_rejection == "recall 9 -> 2"
-    np.testing.assert_array_equal(robot.correction._in_force().scores.of(rows), before)
+    np.testing.assert_array_equal(robot.correction.champion.scores.of(rows), before)
     assert not robot.rewarded(episode), "the human's word holds for its own episode whatever the classifier says"
 
 
@@ -380,7 +381,7 @@ def test_every_stored_row_is_scored_by_the_champion_as_the_network_says(robot: R
         robot.miss()
         robot.say(LabelKind.FALSE_POSITIVE)
     assert robot.correction.work(FOREVER)
-    champion = robot.correction._in_force()
+    champion = robot.correction.champion
     assert len(champion.scores.missing()) == 0
     fresh = fitting.Scores(champion.scores.net, robot.replay)
     rows = np.arange(robot.replay.size)
@@ -397,7 +398,7 @@ def test_the_artifact_carries_the_rule_and_gives_what_the_trainer_scored(robot: 
     assert (manifest.boundary, manifest.debounce_frames) == ("episode", TASK.debounce_frames)
     assert manifest.threshold == robot.correction.threshold
     assert manifest.metrics["held_out_balanced_accuracy"] == robot.correction.metrics["held_out_balanced_accuracy"]
-    scored = robot.correction._in_force().scores.of(np.arange(robot.replay.size))
+    scored = robot.correction.champion.scores.of(np.arange(robot.replay.size))
     for output in made.golden.output:
         assert np.abs(scored - output).max(axis=1).min() < 1e-4
 
@@ -455,7 +456,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_fix(tmp_path: Path, content: b
 
 def test_a_promotions_outcome_is_the_pure_rule_of_reward(robot: Robot) -> None:
     episode = robot.lift()
-    champion = robot.correction._in_force()
+    champion = robot.correction.champion
     lower = reward.lower_bound(champion.scores.of(robot.replay.rows(episode)), champion.rule.pessimism)
     fired = reward.fires(lower, champion.rule)
     expected = reward.outcome(fired, EndReason.SUCCESS)

@@ -22,6 +22,7 @@ from steadyhand_runtime.sim.operator_process import ScriptSettings
 from steadyhand_runtime.sim.robot import SimSettings
 from steadyhand_training import demo, live
 from steadyhand_training.children import Child, Death, Plan, stop_in_order, wait_for, watch
+from steadyhand_training.correction import CorrectionRule
 from steadyhand_training.trainer_settings import TrainerSettings
 
 S = 1_000_000_000
@@ -84,7 +85,7 @@ def test_every_process_understands_its_settings(tmp_path: Path, classifier: demo
     assert sim.sockets == runtime.sockets == script.sockets == "/tmp/s"
     assert Path(runtime.bus.port) == sim.port_link
     assert runtime.link.address == trainer.listen == AT.link and trainer.status == AT.trainer_status
-    assert trainer.correction.correct is corrects
+    assert trainer.correction.rule is (CorrectionRule.GATED if corrects else CorrectionRule.FIXED)
     assert runtime.control.reward_source is (RewardSource.HYBRID if corrects else RewardSource.CLASSIFIER)
     assert trainer.demonstrations == script.person.demonstrations == 4
     assert trainer.failed_demonstrations == script.person.wander == 1

@@ -38,3 +38,8 @@ def test_a_warning_reaches_the_operator_as_the_trainer_wrote_it() -> None:
     tally.learning(status, 0)
     assert ("warning", "The arm stands still.") in live.rows(tally, 0, 1.0)
     assert live.measured(status)["best_version"] == 2.0
+
+
+def test_open_questions_are_shown_with_the_command_that_answers_them() -> None:
+    assert shown("questions=3")["questions"] == "3 open: steadyhand classifier review"
+    assert "questions" not in shown("questions=0")

@@ -79,3 +79,21 @@ def test_swaps_are_passed_on_and_those_that_failed_counted(memory: Memory) -> No
     swaps = [Swap(Channel.POLICY, 2, 1, outcome, "", 1, 1, 0.0, 0, 0.0) for outcome in SwapOutcome]
     assert [n.swap for n in tell(memory, swaps)] == swaps
     assert (memory.tally.swaps, memory.tally.not_swapped) == (3, 2)
+
+
+def test_a_review_is_about_the_episode_of_the_robot_that_it_names(memory: Memory) -> None:
+    tell(memory, driven(1, Source.POLICY, count=3))
+    tell(memory, driven(1, Source.POLICY, count=3), edge="other")
+    said = dataclasses.replace(label(1, 2, LabelKind.REVIEW_NONE), steps=(2,), about="other")
+    (news,) = tell(memory, said, edge="review-ann-1")
+    second = STREAM_STRIDE + 1
+    assert news.settled == (second,)
+    assert memory.ledger.frame_labels(second, memory.replay).tolist() == [0, 0, -1, 0]
+    assert not memory.ledger.frame_labels(1, memory.replay).any()
+    assert memory.origin(second) == ("other", RUN, 1) and memory.episode("other", RUN, 1) == second
+
+
+def test_imported_frames_are_held_and_count_as_nothing_that_a_robot_did(memory: Memory) -> None:
+    tell(memory, driven(1, Source.NONE, count=3), edge="import-abc")
+    tally = memory.tally
+    assert (tally.imported, tally.steps, tally.episodes, memory.replay.size) == (4, 0, 0, 4)

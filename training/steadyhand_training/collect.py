@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import sys
@@ -31,10 +32,12 @@ from steadyhand_training.ingest import Ingest
 from steadyhand_training.journal import Journal
 from steadyhand_training.run_folder import RunFolder, write_whole
 from steadyhand_training.status import Reporter, View
+from steadyhand_training.strata import PHASES
 
 TURN_S = 0.1
 LINE_EVERY_S = 10.0
 CREDIT = 1 << 40  # lockstep: as many steps as the robot likes
+_NOTES = {"places": "far row first, right to left", "phases": "frames of success + of anything else"}
 KEYS = "u takes the last episode back, r counts it again, q ends"
 _DESCRIPTION = """Collect demonstrations without training; `steadyhand train --run` goes on from the same folder.
 
@@ -193,7 +196,8 @@ def rows(collector: Collector) -> list[tuple[str, str]]:
         ("failed", f"{progress.failed} demonstrations of what is no success"),
         ("places", f"{progress.places} of {cells.size} parts of the workspace"),
         *(("", " ".join(f"{count:3d}" for count in row)) for row in cells[::-1]),
-        ("light", f"pictures from {dark:.0f} to {bright:.0f} of 255 on average"),
+        ("light", f"{progress.lights} lights; pictures from {dark:.0f} to {bright:.0f} of 255 on average"),
+        ("phases", "; ".join(f"{p.value} {won} + {lost}" for p, (won, lost) in zip(PHASES, progress.phases.tolist()))),
         ("taken back", f"{collector.discarded}  {collector.message}"),
     ]
 
@@ -207,7 +211,7 @@ def table(collector: Collector) -> Table:
         bar = ProgressBar(total=max(1, want.wanted), completed=min(want.have, max(1, want.wanted)), width=30)
         shown.add_row(want.name, bar, f"{want.have} of {want.wanted}{'  enough' if want.enough else ''}")
     for name, value in rows(collector):
-        shown.add_row(name, value, "far row first, right to left" if name == "places" else "")
+        shown.add_row(name, value, _NOTES.get(name, ""))
     shown.caption = KEYS
     return shown
 
@@ -247,7 +251,8 @@ class Keys:
         """The next key that was pressed, or nothing."""
         if self._before is None or not select.select([sys.stdin], [], [], 0)[0]:
             return ""
-        return sys.stdin.read(1)
+        # Past the buffer of sys.stdin, from which select would not hear of a second key.
+        return os.read(sys.stdin.fileno(), 1).decode("ascii", "ignore")
 
 
 def press(collector: Collector, key: str, stop: threading.Event) -> None:

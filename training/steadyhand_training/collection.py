@@ -15,6 +15,7 @@ from steadyhand_training.journal import Entry, Kind
 from steadyhand_training.labels import Ledger
 from steadyhand_training.memory import Memory, News, Tally
 from steadyhand_training.replay import SOURCES, Replay
+from steadyhand_training.strata import PHASES, Lights, phases, signature
 
 ROWS, COLUMNS = 3, 4  # cells of the workspace seen from above: near to far, right to left
 CAPACITY = 200_000  # steps of collecting that fit
@@ -32,6 +33,8 @@ class Collected:
     negative: int
     cell: int | None  # where it went lowest, in rows of the workspace; None for a contract without a tip
     brightness: float  # mean of its pictures, 0..255
+    light: int
+    phases: npt.NDArray[np.int64]  # (PHASES, 2) frames labelled as success and as anything else
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Progress:
     negative: int
     cells: npt.NDArray[np.int64]
     brightness: tuple[float, float]  # of the darkest and the brightest episode
+    lights: int
+    phases: npt.NDArray[np.int64]  # (PHASES, 2) frames labelled as success and as anything else
 
     @property
     def places(self) -> int:
@@ -60,6 +65,7 @@ class Collection:
         self._fields = [field.name for field in task.contract().state]
         self._names: dict[int, Episode] = {}  # episode numbers of the memory, which are unique over robots
         self._ended: dict[int, Collected] = {}
+        self._lights = Lights()
 
     @property
     def tally(self) -> Tally:
@@ -102,6 +108,8 @@ class Collection:
             negative=sum(c.negative for c in shown),
             cells=cells.reshape(ROWS, COLUMNS),
             brightness=(min(light, default=0.0), max(light, default=0.0)),
+            lights=len({c.light for c in shown}),
+            phases=sum((c.phases for c in shown), np.zeros((len(PHASES), 2), np.int64)),
         )
 
     def _settle(self, news: News) -> None:
@@ -114,6 +122,7 @@ class Collection:
         replay = self.memory.replay
         rows = replay.rows(number)
         said = self.memory.ledger.frame_labels(number, replay)
+        at = phases(replay.state[rows], self._task)
         return Collected(
             episode=self._names[number],
             steps=len(rows),
@@ -123,17 +132,31 @@ class Collection:
             negative=int((said < 0).sum()),
             cell=self._cell(replay.state[rows]),
             brightness=float(replay.frames[rows].mean()),
+            light=self._light(number, rows),
+            phases=np.array([[(said[at == i] > 0).sum(), (said[at == i] < 0).sum()] for i in range(len(PHASES))]),
         )
+
+    def _light(self, number: int, rows: npt.NDArray[np.int64]) -> int:
+        """The light of an episode, which further words about it do not change."""
+        known = self._ended.get(number)
+        return known.light if known else self._lights.number(signature(self.memory.replay.frames[rows]))
 
     def _cell(self, state: npt.NDArray[np.float32]) -> int | None:
         """The cell of the workspace above which the tip of states (T, S) went lowest: where something was grasped."""
-        if not {"tip_x", "tip_y", "tip_z"} <= set(self._fields):
+        if "tip_z" not in self._fields:
             return None
-        x, y, z = (state[:, self._fields.index(f"tip_{axis}")] for axis in "xyz")
-        lowest = int(z.argmin())
-        space = self._task.workspace
-        row = _share(float(x[lowest]), space.lo_m[0], space.hi_m[0], ROWS)
-        return row * COLUMNS + _share(float(y[lowest]), space.lo_m[1], space.hi_m[1], COLUMNS)
+        return cell_of(state[int(state[:, self._fields.index("tip_z")].argmin())], self._task)
+
+
+def cell_of(state: npt.NDArray[np.float32], task: Task) -> int | None:
+    """The cell of the workspace above which the tip of a state (S,) is; None for a contract without a tip."""
+    fields = [field.name for field in task.contract().state]
+    if not {"tip_x", "tip_y"} <= set(fields):
+        return None
+    x, y = (float(state[fields.index(f"tip_{axis}")]) for axis in "xy")
+    space = task.workspace
+    row = _share(x, space.lo_m[0], space.hi_m[0], ROWS)
+    return row * COLUMNS + _share(y, space.lo_m[1], space.hi_m[1], COLUMNS)
 
 
 def _share(value: float, lo: float, hi: float, parts: int) -> int:

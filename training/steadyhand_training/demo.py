@@ -58,6 +58,7 @@ class DemoSettings:
     run: str = ""  # run folder; empty: runs/<date>-<time>
     task: str = "lift"
     demonstrations: Annotated[int, Field(ge=2, le=1000)] = 4
+    light: str = "steady"  # a light scenario of the simulation, or a .toml file: moved_lamp, dusk, clouds
     wander: Annotated[int, Field(ge=0, le=1000)] = 0  # failed ones: easy negatives beyond the ways to the cube
     evaluate_episodes: Annotated[int, Field(ge=0, le=10_000)] = 200  # after the run, in lockstep; 0: no evaluation
 
@@ -111,7 +112,7 @@ def write_settings(chosen: DemoSettings, run: Path, at: Addresses) -> dict[str, 
     common = {"run": str(run), "task": chosen.task}
     edge = {**common, "sockets": str(at.sockets)}
     tables: dict[str, dict[str, Any]] = {
-        "sim": {**edge, "seed": chosen.seed},
+        "sim": {**edge, "seed": chosen.seed, "light": chosen.light},
         "runtime": {
             **edge,
             "bus": {"port": str(run / "edge" / "port")},
@@ -125,7 +126,7 @@ def write_settings(chosen: DemoSettings, run: Path, at: Addresses) -> dict[str, 
             "status": at.trainer_status,
             "demonstrations": chosen.demonstrations,
             "failed_demonstrations": chosen.wander,
-            "correction": {"correct": not fixed},
+            "correction": {"rule": "fixed" if fixed else "gated"},
         },
         "operator": {
             **edge,
@@ -229,7 +230,7 @@ class Demo:
         self._chosen, self._run, self._stop = chosen, run, stop
         self._console = Console(soft_wrap=True)
         sockets = Path(tempfile.mkdtemp(prefix="steadyhand-"))
-        link, status = _free_ports(2)
+        link, status = free_ports(2)
         self._at = Addresses(sockets, f"tcp://127.0.0.1:{link}", f"tcp://127.0.0.1:{status}")
         self._children: list[Child] = []
         self._outcome = "complete"
@@ -363,7 +364,7 @@ def _newest(subscriber: zmq.Socket[bytes], kind: type[M]) -> M | None:
         return None
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports of the loopback that nobody uses now; held together, so that they differ."""
     held = [socket.socket() for _ in range(count)]
     try:

@@ -19,7 +19,7 @@ from steadyhand_models.artifact import ArtifactError, Manifest
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel, EndReason, Label, LabelKind, Source, Step, Swap
 from steadyhand_models.registry import Registry
-from steadyhand_training.journal import Counts, Journal, Kind
+from steadyhand_training.journal import Counts, Journal, Kind, is_import
 from steadyhand_training.metrics import read_json_lines
 from steadyhand_training.run_folder import RunFolder
 from steadyhand_training.versions import VersionBook
@@ -268,7 +268,7 @@ class _Reader:
 
     def read(self, journal: Journal) -> None:
         for entry in journal.replay():
-            if entry.kind is Kind.UNREADABLE:
+            if entry.kind is Kind.UNREADABLE or is_import(entry.edge):
                 continue
             try:
                 message = entry.message

@@ -18,9 +18,11 @@ from steadyhand_training.replay import Replay
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
 Bool = npt.NDArray[np.bool_]
 
 SCORE_BATCH = 128
+LAST_RATE = 0.05
 # Few different shifts in a batch keep the copying cheap; over batches all of them occur.
 SHIFT_GROUPS = 8
 # Sharpening is left out: held-out frames that all come out right would ask for unlimited certainty.
@@ -36,7 +38,10 @@ class FitSettings:
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.02
     shift_px: Annotated[int, Field(ge=0, le=16)] = 2
-    brightness: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
+    # Of lamps that move, dim and change colour. Measured on the lift task under such a change: see docs/classifier.md.
+    brightness: Annotated[float, Field(ge=0, lt=0.9)] = 0.3
+    colour: Annotated[float, Field(ge=0, lt=0.9)] = 0.2
+    shade: Annotated[float, Field(ge=0, lt=0.9)] = 0.4  # darkest shadow that falls on a part of a picture
 
 
 @dataclass(frozen=True)
@@ -63,21 +68,49 @@ def _share(sources: Sequence[I64], count: int, rng: np.random.Generator) -> I64:
     return np.array([sources[i][rng.integers(0, len(sources[i]))] for i in pick], np.int64)
 
 
-def augment(frames: U8, settings: FitSettings, rng: np.random.Generator) -> U8:
-    """Frames (B, C, H, W, 3), every SHIFT_GROUPS-th one shifted alike, each picture with a gain of its own."""
+def augment(frames: U8, settings: FitSettings, rng: np.random.Generator, light: F32 | None = None) -> U8:
+    """Frames (B, C, H, W, 3), every SHIFT_GROUPS-th one shifted and shaded alike, each in a light of its own.
+
+    The light is a gain for all cameras, one for each of them, and one for each colour, times `light` (B, C, 3).
+    """
+    count, cameras, height, width, colours = frames.shape
+    out = np.empty((count, cameras, height, width * colours), np.uint8)
+    drawn = _gains(count, cameras, settings, rng) * (1.0 if light is None else light)
+    # Gains in 1/128: a product with a byte fits 16 bits, several times faster than floats.
+    gains = np.tile(np.minimum(np.round(drawn * 128), 255).astype(np.uint16), width)
     span = settings.shift_px
-    moved = np.empty_like(frames)
-    for group in range(min(SHIFT_GROUPS, len(frames))):
-        for camera in range(frames.shape[1]):
+    for group in range(min(SHIFT_GROUPS, count)):
+        for camera in range(cameras):
             part = frames[group::SHIFT_GROUPS, camera]
             down, right = rng.integers(-span, span + 1, 2)
-            rows = np.clip(np.arange(part.shape[1]) - down, 0, part.shape[1] - 1)
-            columns = np.clip(np.arange(part.shape[2]) - right, 0, part.shape[2] - 1)
-            moved[group::SHIFT_GROUPS, camera] = part.take(rows, axis=1).take(columns, axis=2)
-    gain = rng.uniform(1 - settings.brightness, 1 + settings.brightness, (*frames.shape[:2], 1, 1, 1))
-    # Gains in 1/128: the product of two bytes fits 16 bits, which is several times faster than floats.
-    scaled = moved * np.round(gain * 128).astype(np.uint16) >> 7
-    return np.minimum(scaled, 255).astype(np.uint8)
+            rows = np.clip(np.arange(height) - down, 0, height - 1)
+            columns = np.clip(np.arange(width) - right, 0, width - 1)
+            moved = part.take(rows, axis=1).take(columns, axis=2).reshape(len(part), height, -1)
+            lit = moved * gains[group::SHIFT_GROUPS, camera, None] >> 7
+            _shade(lit, colours, settings.shade, rng)
+            out[group::SHIFT_GROUPS, camera] = np.minimum(lit, 255)
+    return out.reshape(frames.shape)
+
+
+def _gains(count: int, cameras: int, settings: FitSettings, rng: np.random.Generator) -> F32:
+    """Gains (count, cameras, 3) about 1."""
+    all_alike, colour = settings.brightness, settings.colour
+    gain = rng.uniform(1 - all_alike, 1 + all_alike, (count, 1, 1))
+    gain = gain * rng.uniform(1 - all_alike / 2, 1 + all_alike / 2, (count, cameras, 1))
+    gain = gain * rng.uniform(1 - colour, 1 + colour, (count, 1, 3))
+    return gain.astype(np.float32)
+
+
+def _shade(pictures: U16, colours: int, darkest: float, rng: np.random.Generator) -> None:
+    """Let one shadow with straight edges fall on a part of pictures (B, H, W * colours), in place."""
+    if darkest == 0:
+        return
+    top, bottom = np.sort(rng.integers(0, pictures.shape[1] + 1, 2))
+    left, right = np.sort(rng.integers(0, pictures.shape[2] // colours + 1, 2)) * colours
+    left_over = np.uint16(round(128 * (1 - rng.uniform(0, darkest))))
+    # Brighter than white is white in the end, and must not overflow before.
+    part = np.minimum(pictures[:, top:bottom, left:right], 511)
+    pictures[:, top:bottom, left:right] = part * left_over >> 7
 
 
 class Fit:
@@ -91,11 +124,13 @@ class Fit:
             self.net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
 
-    def step(self, frames: U8, targets: F32, heads: Bool) -> float:
+    def step(self, frames: U8, targets: F32, heads: Bool, rate: float = 1.0) -> float:
         """One update on frames (B, C, H, W, 3) and targets (B,); `heads` (B, H) says which heads learn from which.
 
-        Returns the loss before it.
+        `rate` scales the learning rate. Returns the loss before it.
         """
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate * self._settings.learning_rate
         eps = self._settings.smoothing
         want = torch.from_numpy(targets * (1 - 2 * eps) + eps)[:, None].expand(-1, heads.shape[1])
         weight = torch.from_numpy(heads.astype(np.float32))
@@ -113,6 +148,11 @@ class Fit:
         return copy.deepcopy(self.net)
 
 
+def rates(steps: int) -> F32:
+    """Scales (steps,) of the learning rate that fall evenly: the last steps average over batches, not chase them."""
+    return np.linspace(1.0, LAST_RATE, steps, dtype=np.float32)
+
+
 def log_odds(net: Classifier, frames: U8) -> F32:
     """Uncalibrated log-odds (N, heads) of frames (N, C, H, W, 3)."""
     net.eval()
@@ -122,6 +162,17 @@ def log_odds(net: Classifier, frames: U8) -> F32:
             for i in range(0, len(frames), SCORE_BATCH)
         ]
     return np.concatenate(parts) if parts else np.zeros((0, len(net.heads)), np.float32)
+
+
+def features(net: Classifier, frames: U8) -> F32:
+    """What the heads see (N, F) of frames (N, C, H, W, 3)."""
+    net.eval()
+    with torch.inference_mode():
+        parts = [
+            net.features(torch.from_numpy(frames[i : i + SCORE_BATCH])).numpy()
+            for i in range(0, len(frames), SCORE_BATCH)
+        ]
+    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
 def temperature(logits: F32, success: Bool) -> float:

@@ -33,7 +33,7 @@ from steadyhand_models.messages import (
 )
 from steadyhand_models.registry import Registry
 from steadyhand_training import log
-from steadyhand_training.journal import Commit, Journal
+from steadyhand_training.journal import Commit, Journal, is_robot
 
 CHUNK_BYTES = 256 << 10
 KEPT_BUNDLES = 4
@@ -148,7 +148,7 @@ class Ingest:
     @property
     def robots(self) -> list[str]:
         """Edges that are connected, as far as is known."""
-        return sorted({peer.edge for peer in list(self._peers.values())})
+        return sorted({peer.edge for peer in list(self._peers.values()) if is_robot(peer.edge)})
 
     def _order(self, order: Callable[[], None] | None) -> None:
         self._orders.put(order)

@@ -17,6 +17,8 @@ from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Label, Record, Step, Swap
 
 BUSY_TIMEOUT_S = 10.0
+# Edges that are no robots: frames labelled elsewhere, and answers to questions. Their names begin so.
+IMPORT_EDGE, REVIEW_EDGE = "import-", "review-"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -41,6 +43,15 @@ CREATE TABLE IF NOT EXISTS streams (
 );
 """
 _COLUMNS = "position, edge, run, number, kind, episode, seq, note, payload"
+
+
+def is_import(edge: str) -> bool:
+    """Whether a stream's frames were labelled elsewhere."""
+    return edge.startswith(IMPORT_EDGE)
+
+
+def is_robot(edge: str) -> bool:
+    return not edge.startswith((IMPORT_EDGE, REVIEW_EDGE))
 
 
 class Kind(str, enum.Enum):
@@ -177,6 +188,10 @@ class Journal:
         if episode is None:
             return self._select("run = ? AND kind = 'label' ORDER BY position", (run,))
         return self._select("run = ? AND episode = ? AND kind = 'label' ORDER BY position", (run, episode))
+
+    def all_labels(self) -> list[Entry]:
+        """Labels of every run, in order of arrival."""
+        return self._select("kind = 'label' ORDER BY position", ())
 
     def swaps(self) -> list[Entry]:
         """What became of every artifact on the robots, in order."""

@@ -10,57 +10,79 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from steadyhand_models.messages import Label, LabelKind, Source
+from steadyhand_models.messages import Label, LabelKind
 
 if TYPE_CHECKING:
     from steadyhand_training.replay import Replay
 
 I8 = npt.NDArray[np.int8]
 I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
 Seconds = Annotated[float, Field(ge=0, le=10)]
 
-_DEMONSTRATION = list(Source).index(Source.DEMONSTRATION)
 _FLAGS = (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
+REVIEWS = (LabelKind.REVIEW_SUCCESS, LabelKind.REVIEW_NONE)
+_NOT_BY_KEY = (LabelKind.UNDO, *REVIEWS)
 
 
 @dataclass(frozen=True)
 class Windows:
     """How far a word reaches, measured from its stamp less the operator's reaction time.
 
-    The gaps separate frames that certainly show success from those that certainly do not; what lies between is too
-    close to call. They cover the spread of one person's reactions about its mean, about 0.2 s.
+    One person's reactions spread by about 0.25 s about their mean: what lies within it of a success is too close to
+    call. Frames taken for a success before it was one teach the classifier to be early, ever more so.
     """
 
-    demonstration_gap_s: Seconds = 0.4
-    policy_gap_s: Seconds = 0.5
+    spread_s: Seconds = 0.25
+    late_s: Seconds = 0.1  # positives begin this late; all of the spread would leave three frames of a lift
     false_positive_s: Seconds = 1.0
     false_positive_frames: Annotated[int, Field(ge=1, le=100)] = 10  # when pressed after the episode's end
-    false_negative_s: Seconds = 0.2
     verdict_gap_s: Seconds = 1.0
 
 
 @dataclass(frozen=True)
 class Course:
-    """What resolving a label needs to know of its episode. `stamps_ns` (T,) are its frames' stamps, rising."""
+    """What resolving a label needs to know of its episode. `stamps_ns` (T,) are its frames' stamps, rising.
+
+    `seqs` (T,) are their places in the episode, 0, 1, ... where none are given.
+    """
 
     stamps_ns: I64
-    demonstration: bool
     ended: bool
+    seqs: I64 | None = None
 
 
 def resolve(labels: Sequence[Label], course: Course, debounce_frames: int, windows: Windows) -> I8:
     """What the labels of one episode say of its frames: (T,) of +1 success, -1 none, 0 unknown.
 
     A person's later word replaces their earlier one where both speak; frames on which two people differ are unknown.
+    Who looked at the very frame in a review is believed before any key that was pressed in passing.
     """
+    keys = sorted((w for w in labels if w.kind not in REVIEWS), key=lambda w: w.stamp_ns)
+    reviews = sorted((w for w in labels if w.kind in REVIEWS), key=lambda w: w.said_unix_s)
+    pressed, _ = _agreed([(w.who, _word(w, course, debounce_frames, windows)) for w in keys], course)
+    answered, looked_at = _agreed([(w.who, _answer(w, course)) for w in reviews], course)
+    return np.where(looked_at, answered, pressed).astype(np.int8)
+
+
+def _agreed(words: Sequence[tuple[str, I8]], course: Course) -> tuple[I8, Bool]:
+    """Words (who, (T,)) in order of time as one: +1, -1, 0 where people differ; and the frames that anyone spoke of."""
     total = np.zeros(len(course.stamps_ns), np.int64)
-    for who in sorted({label.who for label in labels}):
+    spoken = np.zeros(len(total), np.bool_)
+    for who in sorted({who for who, _ in words}):
         said = np.zeros(len(total), np.int8)
-        for label in sorted((w for w in labels if w.who == who), key=lambda w: w.stamp_ns):
-            word = _word(label, course, debounce_frames, windows)
+        for word in (word for speaker, word in words if speaker == who):
             said = np.where(word != 0, word, said)
         total += said
-    return np.sign(total).astype(np.int8)
+        spoken |= said != 0
+    return np.sign(total).astype(np.int8), spoken
+
+
+def _answer(label: Label, course: Course) -> I8:
+    """A review on the frames (T,) that it names."""
+    seqs = np.arange(len(course.stamps_ns)) if course.seqs is None else course.seqs
+    value = 1 if label.kind is LabelKind.REVIEW_SUCCESS else -1
+    return np.where(np.isin(seqs, label.steps), value, 0).astype(np.int8)
 
 
 def _word(label: Label, course: Course, debounce_frames: int, windows: Windows) -> I8:
@@ -69,23 +91,36 @@ def _word(label: Label, course: Course, debounce_frames: int, windows: Windows) 
     seen_ns = label.stamp_ns - _ns(label.reaction_s)
     word = np.zeros(len(stamps), np.int8)
     if label.kind is LabelKind.SUCCESS:
-        gap_s = windows.demonstration_gap_s if course.demonstration else windows.policy_gap_s
-        word[stamps >= seen_ns] = 1
-        word[stamps < seen_ns - _ns(gap_s)] = -1
+        word[stamps >= seen_ns + _ns(min(windows.late_s, label.reaction_s))] = 1
+        word[stamps < seen_ns - _ns(min(windows.spread_s, label.reaction_s))] = -1
     elif label.kind in (LabelKind.FAILURE, LabelKind.VERDICT_FAILURE):
         word[:] = -1
     elif label.kind is LabelKind.VERDICT_SUCCESS:
-        # It confirms where the episode ended: had it succeeded before, it would have ended before.
-        word[stamps < stamps[-1:] - _ns(windows.verdict_gap_s)] = -1
-        word[-debounce_frames:] = 1
+        # It confirms where the episode succeeded: had it done so before, it would have ended before.
+        end = _named_until(label, course) or len(stamps)
+        word[stamps < stamps[end - 1 : end] - _ns(windows.verdict_gap_s)] = -1
+        word[max(0, end - debounce_frames) : end] = 1
     elif label.kind is LabelKind.FALSE_NEGATIVE:
-        word[(stamps >= seen_ns - _ns(windows.false_negative_s)) & (stamps <= label.stamp_ns)] = 1
-    elif label.kind is LabelKind.FALSE_POSITIVE and _came_after(label, course):
-        # The frames that fired are the last ones, however quick the finger was.
-        word[-windows.false_positive_frames :] = -1
+        begin_ns = seen_ns + _ns(min(windows.late_s, label.reaction_s))
+        word[(stamps >= begin_ns) & (stamps <= label.stamp_ns)] = 1
+    elif label.kind is LabelKind.FALSE_POSITIVE and (end := _fired_until(label, course)):
+        word[max(0, end - windows.false_positive_frames) : end] = -1
     elif label.kind is LabelKind.FALSE_POSITIVE:
         word[(stamps > seen_ns - _ns(windows.false_positive_s)) & (stamps <= seen_ns)] = -1
     return word
+
+
+def _fired_until(label: Label, course: Course) -> int:
+    """How many frames there are up to the last one that fired; 0 where only the stamp can tell."""
+    # Where none are named they are the last ones, however quick the finger was.
+    return _named_until(label, course) or (len(course.stamps_ns) if _came_after(label, course) else 0)
+
+
+def _named_until(label: Label, course: Course) -> int:
+    """How many frames there are up to the last one that a label names; 0 where it names none."""
+    seqs = np.arange(len(course.stamps_ns)) if course.seqs is None else course.seqs
+    named = np.flatnonzero(np.isin(seqs, label.steps))
+    return int(named[-1]) + 1 if len(named) else 0
 
 
 def _came_after(label: Label, course: Course) -> bool:
@@ -94,6 +129,22 @@ def _came_after(label: Label, course: Course) -> bool:
 
 def _ns(seconds: float) -> int:
     return round(seconds * 1e9)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Who said a label, when and how, of which frames (places in the episode), and which version it contradicted."""
+
+    who: str
+    device: str
+    stamp_ns: int
+    kind: LabelKind
+    episode: int
+    positive: tuple[int, ...]
+    negative: tuple[int, ...]
+    contradicts: int  # the classifier version in force then
+    stands: bool  # it was not taken back
+    said_unix_s: float = 0.0  # when it was said, where the stamp is that of the frame
 
 
 class Ledger:
@@ -106,6 +157,7 @@ class Ledger:
         self._labels: dict[str, Label] = {}
         self._episodes: dict[int, list[str]] = {}
         self._gone: set[str] = set()
+        self._resolved: dict[int, tuple[tuple[str, ...], int, bool, I8]] = {}
 
     def add(self, label: Label) -> bool:
         """Keep a label; False when it was known already."""
@@ -143,19 +195,55 @@ class Ledger:
         earlier = [
             v
             for v in self._labels.values()
-            if v.who == undo.who and v.kind is not LabelKind.UNDO and v.stamp_ns <= undo.stamp_ns
+            if v.who == undo.who and v.kind not in _NOT_BY_KEY and v.stamp_ns <= undo.stamp_ns
         ]
         return max(earlier, key=lambda v: v.stamp_ns, default=None)
 
+    def denied(self, episode: int, replay: Replay) -> list[int]:
+        """Frames of an episode with which the robot declared successes that a person has denied since."""
+        named = [w for w in self.labels(episode) if w.kind is LabelKind.FALSE_POSITIVE and w.steps]
+        if not named:
+            return []
+        course = self._course(episode, replay)
+        return sorted({end - 1 for end in (_named_until(word, course) for word in named) if end})
+
     def frame_labels(self, episode: int, replay: Replay) -> I8:
         """What is said of an episode's frames: (T,) int8 of +1, -1, 0, in the order of `replay.rows(episode)`."""
-        rows = replay.rows(episode)
-        course = Course(
-            stamps_ns=np.asarray(replay.stamp_ns[rows], np.int64),
-            demonstration=bool((replay.source[rows] == _DEMONSTRATION).any()),
-            ended=replay.ended(episode) is not None,
+        said, ended = self.labels(episode), replay.ended(episode) is not None
+        asked = (tuple(v.event_id for v in said), replay.length(episode), ended)
+        known = self._resolved.get(episode)
+        if known is None or known[:3] != asked:
+            found = resolve(said, self._course(episode, replay), self.debounce_frames, self.windows)
+            found.flags.writeable = False
+            known = self._resolved[episode] = (*asked, found)
+        return known[3]
+
+    def provenance(self, label: Label, replay: Replay) -> Provenance:
+        """Where a label's word comes from and what it is about, also of one that was taken back."""
+        course = self._course(label.episode, replay)
+        reviewed = label.kind in REVIEWS
+        spoken = _answer(label, course) if reviewed else _word(label, course, self.debounce_frames, self.windows)
+        seqs = replay.seq[replay.rows(label.episode)]
+        return Provenance(
+            who=label.who,
+            device=label.device,
+            stamp_ns=label.stamp_ns,
+            kind=label.kind,
+            episode=label.episode,
+            positive=tuple(seqs[spoken > 0].tolist()),
+            negative=tuple(seqs[spoken < 0].tolist()),
+            contradicts=label.contradicts,
+            stands=label.event_id not in self._gone,
+            said_unix_s=label.said_unix_s,
         )
-        return resolve(self.labels(episode), course, self.debounce_frames, self.windows)
+
+    def _course(self, episode: int, replay: Replay) -> Course:
+        rows = replay.rows(episode)
+        return Course(
+            stamps_ns=np.asarray(replay.stamp_ns[rows], np.int64),
+            ended=replay.ended(episode) is not None,
+            seqs=np.asarray(replay.seq[rows], np.int64),
+        )
 
     def _speaks(self, event_id: str) -> bool:
         return event_id not in self._gone and self._labels[event_id].kind is not LabelKind.UNDO

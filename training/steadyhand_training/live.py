@@ -146,6 +146,7 @@ def rows(tally: LiveTally, now_ns: int, left_s: float) -> list[tuple[str, str]]:
                 f"{trainer.labels}, {trainer.flags} flags; {trainer.promotions} promotions, "
                 f"{trainer.rejections} rejections",
             ),
+            *_questions(measured(trainer)),
             *(("warning", sentence) for sentence in warnings(trainer)),
         ]
     return found
@@ -176,6 +177,12 @@ def _versions(found: Mapping[str, float]) -> list[tuple[str, str]]:
     newest = f"; the newest {percent(found['recent_success'])}" if "recent_success" in found else ""
     best = f"v{found['best_version']:.0f}: {percent(found.get('best_success'))} alone by verdicts ({interval}){newest}"
     return [("best policy", best)]
+
+
+def _questions(found: Mapping[str, float]) -> list[tuple[str, str]]:
+    """How much waits for a person's answer, when anything does."""
+    count = found.get("questions", 0.0)
+    return [("questions", f"{count:.0f} open: steadyhand classifier review")] if count else []
 
 
 def table(tally: LiveTally, now_ns: int, left_s: float, title: str) -> Table:

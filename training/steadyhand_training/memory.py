@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from steadyhand_models.messages import EndReason, Label, LabelKind, Source, Step, Swap
 from steadyhand_training import log
-from steadyhand_training.journal import Entry, Kind
+from steadyhand_training.journal import Entry, Kind, is_import
 from steadyhand_training.labels import Ledger
 from steadyhand_training.replay import Replay, ReplayFull
 
@@ -26,6 +26,7 @@ class Tally:
     failed_demonstrations: int = 0
     labels: int = 0
     flags: int = 0
+    imported: int = 0  # frames that no robot recorded; they count nowhere else
     swaps: int = 0
     not_swapped: int = 0
     skipped: int = 0
@@ -46,6 +47,7 @@ class _Stream:
     offset: int
     open_episode: int | None = None
     demonstration: bool = False
+    imported: bool = False
 
 
 class Memory:
@@ -65,19 +67,30 @@ class Memory:
             self.tally.skipped += 1
             return News()
         message = entry.message
-        stream = self._stream(entry)
         if isinstance(message, Swap):
             self.tally.swaps += 1
             self.tally.not_swapped += message.outcome.value != "swapped"
             return News(swap=message)
+        about = message.about if isinstance(message, Label) else ""
+        stream = self._stream(about or entry.edge, entry.run)
         if stream.offset:
             message = dataclasses.replace(message, episode=message.episode + stream.offset)
         return self._label(message) if isinstance(message, Label) else self._step(stream, message)
 
-    def _stream(self, entry: Entry) -> _Stream:
-        key = (entry.edge, entry.run)
+    def origin(self, episode: int) -> tuple[str, str, int]:
+        """(edge, run, number) of an episode as its robot knows it."""
+        edge, run = list(self._streams)[episode // STREAM_STRIDE]
+        return edge, run, episode % STREAM_STRIDE
+
+    def episode(self, edge: str, run: str, number: int) -> int:
+        """The episode that a robot knows by this number."""
+        stream = self._streams.get((edge, run))
+        return number + (stream.offset if stream is not None else 0)
+
+    def _stream(self, edge: str, run: str) -> _Stream:
+        key = (edge, run)
         if key not in self._streams:
-            self._streams[key] = _Stream(len(self._streams) * STREAM_STRIDE)
+            self._streams[key] = _Stream(len(self._streams) * STREAM_STRIDE, imported=is_import(edge))
         return self._streams[key]
 
     def _label(self, label: Label) -> News:
@@ -103,7 +116,8 @@ class Memory:
             if stream.open_episode is not None:  # its robot died before it could end it
                 settled.append(stream.open_episode)
             stream.open_episode, stream.demonstration = step.episode, step.source is Source.DEMONSTRATION
-        self.tally.steps += 1
+        self.tally.imported += stream.imported
+        self.tally.steps += not stream.imported
         self.tally.takeover_steps += step.source is Source.TAKEOVER
         if step.end is not None:
             self._ended(stream, step.end)
@@ -111,7 +125,7 @@ class Memory:
         return News(row=row, settled=tuple(settled))
 
     def _ended(self, stream: _Stream, end: EndReason) -> None:
-        self.tally.episodes += 1
+        self.tally.episodes += not stream.imported
         self.tally.demonstrations += stream.demonstration and end is EndReason.SUCCESS
         self.tally.failed_demonstrations += stream.demonstration and end is EndReason.FAILURE
         stream.open_episode = None

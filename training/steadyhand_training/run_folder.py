@@ -39,9 +39,32 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def decisions(self) -> Path:
+        """Every decision about a classifier, with the figures that it rests on."""
+        return self.root / "decisions.jsonl"
+
+    @property
     def discards(self) -> Path:
         """Episodes that were taken back."""
         return self.root / "discarded.json"
+
+    @property
+    def questions(self) -> Path:
+        """What the trainer asks; its pictures lie in a folder beside it."""
+        return self.root / "questions.json"
+
+    def picture(self, question: str) -> Path:
+        return self.root / "questions" / f"{question}.png"
+
+    @property
+    def skipped(self) -> Path:
+        """Questions that a person would not answer."""
+        return self.root / "questions_skipped.json"
+
+    @property
+    def outbox(self) -> Path:
+        """Answers that no trainer has acknowledged yet."""
+        return self.root / "outbox"
 
     @property
     def address(self) -> Path:
@@ -67,8 +90,9 @@ class RunFolder:
         write_whole(self.address, text)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never half."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file, and the folder it lies in, so that a reader sees the old or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content.encode() if isinstance(content, str) else content)
     aside.replace(path)

@@ -38,12 +38,25 @@ class View:
     learner: Mapping[str, float]
     correction: Mapping[str, float]
     versions: Mapping[str, float] = field(default_factory=dict)
+    attention: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # sentences for an operator
 
     @property
     def metrics(self) -> dict[str, float]:
         """Everything measured, by name."""
-        return {**self.learner, **{f"classifier_{k}": v for k, v in self.correction.items()}, **self.versions}
+        return {
+            **self.learner,
+            **{f"classifier_{k}": v for k, v in self.correction.items()},
+            **self.versions,
+            **self.attention,
+        }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A classifier candidate that begins to grow, and the flagged episodes that it is for."""
+
+    episodes: tuple[int, ...]
 
 
 class Reporter:
@@ -107,7 +120,12 @@ def scalars(view: View, status: TrainerStatus) -> dict[str, float]:
         "run/policy_version": status.policy_version,
         "run/classifier_version": status.classifier_version,
     }
-    parts = {"learner": view.learner, "classifier": view.correction, "versions": view.versions}
+    parts = {
+        "learner": view.learner,
+        "classifier": view.correction,
+        "versions": view.versions,
+        "attention": view.attention,
+    }
     named = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
     return {name: float(value) for name, value in (counts | named).items()}
 

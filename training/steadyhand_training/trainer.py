@@ -20,7 +20,10 @@ from steadyhand_models.messages import Channel
 from steadyhand_models.nets.export import ExportError
 from steadyhand_models.registry import Registry
 from steadyhand_training import checkpoint, log
-from steadyhand_training.correction import Correction, CorrectionError, Promotion
+from steadyhand_training.attention import Attention, Champion
+from steadyhand_training.correction import Correction, CorrectionError, Promotion, Start
+from steadyhand_training.correction_settings import CorrectionRule
+from steadyhand_training.decisions import Decision
 from steadyhand_training.discards import Discards
 from steadyhand_training.ingest import Ingest
 from steadyhand_training.journal import Entry, Journal
@@ -28,10 +31,11 @@ from steadyhand_training.labels import Ledger
 from steadyhand_training.learner import CheckpointError, Learner
 from steadyhand_training.memory import Memory, News
 from steadyhand_training.metric_writers import open_writers
+from steadyhand_training.metrics import JsonLines
 from steadyhand_training.release import Release
 from steadyhand_training.replay import Replay
 from steadyhand_training.run_folder import RunFolder
-from steadyhand_training.status import Reporter, View
+from steadyhand_training.status import Candidate, Reporter, View
 from steadyhand_training.trainer_settings import TrainerSettings
 
 ENTRIES_PER_TURN = 64
@@ -71,10 +75,20 @@ class Trainer:
         ledger = Ledger(task.debounce_frames)
         self.memory = Memory(replay, ledger)
         try:
-            self.learner = Learner(self.contract, replay, settings.learner, settings.seed)
+            self.learner = Learner(self.contract, replay, settings.learner, settings.seed, settings.reward)
         except ValueError as problem:  # weights that are missing, settings that do not fit the task
             raise UserError(str(problem)) from None
-        self.correction = Correction(self.contract, task, replay, ledger, settings.correction, settings.seed)
+        self.correction = Correction(
+            self.contract, task, replay, ledger, settings.correction, settings.seed,
+            paid=settings.reward, discount=settings.learner.discount,
+            camera_of=lambda episode: self.memory.origin(episode)[0], record=self._decided,
+        )  # fmt: skip
+        # Answers that nothing learns from are not asked for.
+        fixed = settings.correction.rule is CorrectionRule.FIXED
+        asking = dataclasses.replace(settings.asking, enabled=settings.asking.enabled and not fixed)
+        self.attention = Attention(
+            self.memory, self.correction.evidence, folder, asking, settings.drift, settings.learner.discount
+        )
         registry = Registry(folder.registry)
         self._check_registry(registry)
         self.ingest = Ingest(self.contract, folder.journal, registry, settings.listen)
@@ -82,9 +96,11 @@ class Trainer:
         self._discards = Discards(folder.discards)
         self._reporter = Reporter(settings.status, folder.metrics, open_writers(settings.metrics, folder.root))
         self.release = Release(self.ingest, registry, self.memory, self._reporter, settings.publish)
+        self._decisions = JsonLines(folder.decisions)
         self._saver = checkpoint.Saver(folder.checkpoints)
         self._learn_from_step = 0  # recorded steps when learning began
         self._collected = (0, 0)  # demonstrations, successful and failed, at the last attempt to begin
+        self._classifier = 0  # the correction's version that was handed to publishing
         self._credit = 0
         self._checkpoint_due_s = math.inf
 
@@ -114,6 +130,7 @@ class Trainer:
         self.ingest.stop()
         self._journal.close()
         self._reporter.close()
+        self._decisions.close()
         self.folder.address.unlink(missing_ok=True)
 
     def _turn(self) -> bool:
@@ -155,7 +172,14 @@ class Trainer:
             self.correction.settle(news.settled)
         if news.label is not None:
             self.correction.notice(news.label)
+            self._reporter.event("label", news.label)
+        self.attention.notice(news, self._champion())
         self.release.standings.notice(news.settled)
+
+    def _champion(self) -> Champion | None:
+        """The classifier in force, for those who look at it."""
+        correction = self.correction
+        return Champion(correction.version, correction.scores, correction.rule) if correction.scores else None
 
     def _keep_house(self) -> None:
         self._report_when_due()
@@ -170,7 +194,7 @@ class Trainer:
     def _view(self) -> View:
         return View(
             phase=self.phase.value,
-            message=self.message or self.release.message,
+            message=self.message or self.release.message or self.correction.offer,
             tally=self.memory.tally,
             arrived=self.ingest.counters,
             updates=self.learner.updates,
@@ -181,6 +205,7 @@ class Trainer:
             learner=self.learner.metrics,
             correction=self.correction.metrics,
             versions=self.release.standings.metrics,
+            attention=self.attention.metrics,
             warnings=self._warnings(),
         )
 
@@ -188,7 +213,12 @@ class Trainer:
         """What an operator should know, in sentences."""
         fall = self.release.standings.fall
         fell = () if fall is None else (f"{fall}. Look at what changed, or go back with publish.on_fall = rollback.",)
-        return (*fell, *(f"{w.sentence} {w.remedy}" for w in self.learner.warnings()))
+        return (
+            *fell,
+            *self.correction.warnings,
+            *self.attention.warnings,
+            *(f"{w.sentence} {w.remedy}" for w in self.learner.warnings()),
+        )
 
     # -- before learning -------------------------------------------------------------------------------------------
 
@@ -205,7 +235,8 @@ class Trainer:
         self.phase = Phase.PRETRAIN
         begun_s = time.monotonic()
         try:
-            first = self.correction.first_fit(lambda share: self._progress(FIRST_FIT_SHARE * share, "first classifier"))
+            if self.settings.correction.start is Start.DEMONSTRATIONS:
+                self.correction.first_fit(lambda share: self._progress(FIRST_FIT_SHARE * share, "first classifier"))
         except CorrectionError as problem:
             self.phase, self.message = Phase.COLLECT, f"not enough to begin: {problem}"
             log.warn("trainer.cannot_begin", reason=problem)
@@ -214,7 +245,7 @@ class Trainer:
         metrics = self.learner.pretrain(lambda share, what: self._progress(FIRST_FIT_SHARE + rest * share, what))
         self.phase, self.message = Phase.LEARN, ""
         self._learn_from_step = self.memory.tally.steps
-        log.info("trainer.pretrained", took_s=time.monotonic() - begun_s, threshold=first.threshold, **metrics)
+        log.info("trainer.pretrained", took_s=time.monotonic() - begun_s, **metrics)
         self._save()
         self._publish_missing()
 
@@ -242,16 +273,27 @@ class Trainer:
         return self.memory.tally.steps - self._learn_from_step if self.phase is Phase.LEARN else 0
 
     def _correct(self) -> bool:
+        growing = self.correction.busy
+        self.correction.caution = self.attention.lift
         promotion = self.correction.work(math.inf if self._lockstep else self.settings.correction_slice_s)
+        if self.correction.busy and not growing:
+            self._reporter.event("candidate", Candidate(tuple(self.correction.evidence.fresh)))
         if promotion is not None:
             self._promoted(promotion)
+        if self._classifier != self.correction.version:
+            # Saved first: a published version must never be ahead of what a restart would continue from.
+            self._save()
+            self._publish_classifier()
         return promotion is not None or self.correction.busy
 
     def _promoted(self, promotion: Promotion) -> None:
+        """What is stored has been relabelled; the new version went out when that began."""
         self._reporter.event("promotion", promotion)
-        # Saved first: a published version must never be ahead of what a restart would continue from.
-        self._save()
-        self._publish(Channel.CLASSIFIER)
+        self.learner.promoted(promotion.flipped, promotion.actions)
+
+    def _decided(self, decision: Decision) -> None:
+        stamps = {"unix_s": time.time(), "stamp_ns": time.monotonic_ns()}
+        self._decisions.write({**stamps, **dataclasses.asdict(decision)})
 
     # -- publishing ------------------------------------------------------------------------------------------------
 
@@ -263,15 +305,20 @@ class Trainer:
         updates = self.learner.updates
         if self.release.standings.rollback_due:
             self._sent(Channel.POLICY, self.release.roll_back(self._now_s, updates))
-        elif self.release.policy_due(self._now_s, updates):
+        elif self.release.policy_due(self._now_s, updates, self.learner.response.holds):
             self._publish(Channel.POLICY)
 
     def _publish_missing(self) -> None:
         """Whatever has been learned but never published: at the start of learning, or after a crash in between."""
         if self.release.newest(Channel.CLASSIFIER) < self.correction.version:
-            self._publish(Channel.CLASSIFIER)
+            self._publish_classifier()
+        self._classifier = self.correction.version
         if self.release.newest(Channel.POLICY) == 0:
             self._publish(Channel.POLICY)
+
+    def _publish_classifier(self) -> None:
+        self._classifier = self.correction.version
+        self._publish(Channel.CLASSIFIER)
 
     def _publish(self, channel: Channel) -> None:
         version = self.release.newest(channel) + 1
@@ -338,7 +385,11 @@ class Trainer:
     def _fill_checkpoint(self, folder: Path) -> None:
         """All but the learner."""
         self.correction.save(folder / "correction.pt")
-        state = {"position": self.memory.position, "learn_from_step": self._learn_from_step}
+        state = {
+            "position": self.memory.position,
+            "learn_from_step": self._learn_from_step,
+            "attention": self.attention.state(),
+        }
         (folder / "trainer.json").write_text(json.dumps(state), encoding="utf-8")
 
     def _resume(self) -> None:
@@ -350,6 +401,7 @@ class Trainer:
                 self.correction.load(folder / "correction.pt")
                 self.learner.load(folder / "learner.pt")
                 self._learn_from_step = int(state["learn_from_step"])
+                self.attention.restore(state["attention"], self._champion())
             except (OSError, ValueError, KeyError, CorrectionError) as problem:
                 log.warn("checkpoint.unusable", folder=folder, reason=problem)
                 continue

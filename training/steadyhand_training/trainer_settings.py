@@ -8,8 +8,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from steadyhand_models.reward import RewardSettings
+from steadyhand_training.asking import AskingSettings
 from steadyhand_training.config import LearnerSettings
 from steadyhand_training.correction import CorrectionSettings
+from steadyhand_training.drift import DriftSettings
 from steadyhand_training.metric_writers import WriterSettings
 from steadyhand_training.publish import PublishSettings
 
@@ -44,6 +47,9 @@ class TrainerSettings:
     checkpoint_every_s: Positive = 30.0
     publish: PublishSettings = field(default_factory=PublishSettings)
     lockstep: LockstepSettings = field(default_factory=LockstepSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
     metrics: WriterSettings = field(default_factory=WriterSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     correction: CorrectionSettings = field(default_factory=CorrectionSettings)
+    asking: AskingSettings = field(default_factory=AskingSettings)
+    drift: DriftSettings = field(default_factory=DriftSettings)

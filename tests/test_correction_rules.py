@@ -1,0 +1,300 @@
+"""First classifiers from labels alone, SiLRI's rule, roll-backs, suspect flags, new lights, and decisions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_correction import CONTRACT, FOREVER, HIGH, LOW, QUICK, TASK, Robot, fool, ready
+
+from steadyhand_models.messages import EndReason, LabelKind, Source
+from steadyhand_training import course, gate
+from steadyhand_training.correction import Correction, CorrectionRule, Start
+from steadyhand_training.decisions import Decision, Verdict
+from steadyhand_training.fitting import Fit
+from steadyhand_training.veto import VetoSettings
+
+SILRI = dataclasses.replace(QUICK, rule=CorrectionRule.SILRI)
+GROW = dataclasses.replace(
+    QUICK, start=Start.LABELS, first_batches=150, first_positive=20, first_negative=60, held_out_every=3, quiet_labels=4
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    robot = Robot()
+    robot.prepare()
+    path = tmp_path_factory.mktemp("classifier") / "first.pt"
+    robot.correction.save(path)
+    return path
+
+
+@pytest.fixture
+def robot(checkpoint: Path) -> Robot:
+    return ready(checkpoint, QUICK)
+
+
+def recording(robot: Robot) -> list[Decision]:
+    decisions: list[Decision] = []
+    robot.correction._record = decisions.append
+    return decisions
+
+
+def promote(robot: Robot, flags: int = 3) -> None:
+    for _ in range(flags):
+        robot.miss()
+        robot.say(LabelKind.FALSE_POSITIVE)
+    assert robot.correction.work(FOREVER) is not None
+
+
+# -- from no classifier at all -------------------------------------------------------------------------------------
+
+
+def test_the_first_classifier_grows_from_keys_alone_and_is_offered_when_it_is_ready() -> None:
+    robot = Robot(GROW)
+    decisions = recording(robot)
+    for _ in range(10):
+        robot.lift()
+        robot.say(LabelKind.SUCCESS, after_s=0.0)
+        robot.record([LOW] * 12, [14] * 12, Source.POLICY, EndReason.FAILURE)
+        robot.say(LabelKind.FAILURE)
+    assert robot.correction.offer == ""
+    promotion = robot.correction.work(FOREVER)
+    assert promotion is not None, decisions
+    assert (promotion.previous, promotion.version) == (0, 1)
+    assert promotion.quality.balanced_accuracy >= GROW.gate.ready_balanced_accuracy
+    assert "hybrid" in robot.correction.offer
+    assert decisions[-1].verdict is Verdict.FIRST
+    silent = robot.lift()
+    robot.correction.settle([silent])
+    assert robot.rewarded(silent), "what nobody spoke of now pays by the classifier"
+
+
+def test_until_it_is_ready_a_first_classifier_pays_nothing_and_says_why() -> None:
+    robot = Robot(dataclasses.replace(GROW, first_batches=1))
+    decisions = recording(robot)
+    for _ in range(8):
+        robot.lift()
+        robot.say(LabelKind.SUCCESS, after_s=0.0)
+        robot.record([LOW] * 12, [14] * 12, Source.POLICY, EndReason.FAILURE)
+        robot.say(LabelKind.FAILURE)
+        assert robot.correction.work(FOREVER) is None
+    assert robot.correction.version == 0
+    assert decisions and all(d.verdict is Verdict.REJECTED for d in decisions)
+    assert decisions[-1].reason.startswith(("balanced_accuracy", "false_success"))
+    assert not robot.rewarded(robot.lift())
+
+
+def test_words_about_successes_alone_grow_nothing() -> None:
+    robot = Robot(GROW)
+    for _ in range(10):
+        robot.record([HIGH] * 6, [6] * 6, Source.POLICY, EndReason.SUCCESS)
+        robot.say(LabelKind.SUCCESS, after_s=-0.5)
+        assert robot.correction.work(FOREVER) is None
+    assert not robot.correction.busy
+
+
+# -- SiLRI's rule --------------------------------------------------------------------------------------------------
+
+
+def test_silris_rule_takes_ten_batches_of_each_class_per_flag_and_asks_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    robot = Robot(SILRI)
+    robot.prepare()
+    assert robot.correction.threshold == course.SILRI_THRESHOLD
+    assert robot.correction.evidence.held_out() == []
+    batches: list[int] = []
+    draw = course.fitting.draw
+
+    def spy(pools: object, batch: int, rng: np.random.Generator) -> object:
+        batches.append(batch)
+        return draw(pools, batch, rng)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(course.fitting, "draw", spy)
+    fool(robot, 1)
+    robot.say(LabelKind.FALSE_POSITIVE)
+    promotion = robot.correction.work(FOREVER)
+    assert promotion is not None and promotion.version == 2
+    assert batches == [256] * 10
+    robot.record([LOW] * 12, [14] * 12, Source.POLICY, EndReason.TIMEOUT)
+    robot.say(LabelKind.VERDICT_FAILURE)
+    assert robot.correction.work(FOREVER) is None, "only what contradicts it trains"
+
+
+def test_silris_rule_leaves_what_is_stored_as_it_was_but_for_the_flagged_episode(tmp_path: Path) -> None:
+    robot = Robot(SILRI)
+    robot.prepare()
+    silent = fool(robot, 2)
+    robot.correction.settle(silent)
+    [flagged] = fool(robot, 1)
+    robot.correction.settle([flagged])
+    for _ in range(4):
+        robot.say(LabelKind.FALSE_POSITIVE, episode=flagged)
+        robot.correction.work(FOREVER)
+    assert not robot.rewarded(silent[0]), "the classifier of now would not pay for it"
+    stored = [robot.replay.reward[robot.replay.rows(e)].any() for e in (*silent, flagged)]
+    assert stored == [True, True, False]
+    robot.correction.save(tmp_path / "c.pt")
+    robot.replay.reward[:] = 0.5
+    Correction(CONTRACT, TASK, robot.replay, robot.ledger, SILRI, seed=0).load(tmp_path / "c.pt")
+    again = [robot.replay.reward[robot.replay.rows(e)].any() for e in (*silent, flagged)]
+    assert again == stored, "a restart remembers what it cannot work out"
+
+
+# -- vetoes --------------------------------------------------------------------------------------------------------
+
+
+def test_vetoes_that_rise_beyond_doubt_bring_the_version_before_back_under_a_new_number(checkpoint: Path) -> None:
+    robot = ready(checkpoint, dataclasses.replace(QUICK, veto=VetoSettings(least_episodes=5)))
+    decisions = recording(robot)
+    for _ in range(8):
+        robot.correction.settle([robot.lift()])
+    before = robot.correction.champion
+    promote(robot)
+    after = robot.correction.champion
+    assert before is not None and after is not None
+    for _ in range(7):
+        robot.lift()
+        robot.say(LabelKind.FALSE_POSITIVE)
+    rolled_back = robot.correction.work(0.0) or robot.correction.work(FOREVER)
+    assert rolled_back is not None and rolled_back.version == 3
+    assert "vetoes rose from" in rolled_back.reason
+    assert robot.correction.champion is before
+    assert robot.correction.metrics["rollbacks"] == 1
+    assert "v3 is v1 again" in robot.correction.warnings[0]
+    assert next(d.verdict for d in decisions if d.version == 3) is Verdict.ROLLED_BACK
+
+
+def test_a_classifier_can_be_rolled_back_after_a_restart(checkpoint: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, veto=VetoSettings(least_episodes=5))
+    robot = ready(checkpoint, settings)
+    for _ in range(8):
+        robot.correction.settle([robot.lift()])
+    before = robot.correction.champion
+    promote(robot)
+    for _ in range(7):
+        robot.lift()
+        robot.say(LabelKind.FALSE_POSITIVE)
+    robot.correction.save(tmp_path / "c.pt")
+    other = Correction(CONTRACT, TASK, robot.replay, robot.ledger, settings, seed=0)
+    other.load(tmp_path / "c.pt")
+    promotion = other.work(0.0) or other.work(FOREVER)
+    assert promotion is not None and "vetoes rose" in promotion.reason
+    assert before is not None and other.champion is not None
+    rows = np.arange(20)
+    np.testing.assert_array_equal(other.champion.scores.of(rows), before.scores.of(rows))
+
+
+# -- suspect flags -------------------------------------------------------------------------------------------------
+
+
+def praised(robot: Robot, episodes: int) -> None:
+    for _ in range(episodes):
+        robot.lift()
+        robot.say(LabelKind.VERDICT_SUCCESS)
+
+
+def test_a_flag_that_classifier_and_neighbours_contradict_goes_to_review_and_blocks_nothing(checkpoint: Path) -> None:
+    robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=100))
+    decisions = recording(robot)
+    praised(robot, 8)
+    robot.correction.work(FOREVER)
+    episode = robot.lift()
+    robot.say(LabelKind.FALSE_POSITIVE)  # a wrong key: it was a lift like the others
+    assert robot.correction.work(FOREVER) is None
+    assert robot.correction.evidence.review == [episode]
+    assert (robot.correction.version, robot.correction.rejections) == (1, 0)
+    assert decisions[-1].verdict is Verdict.REVIEW and decisions[-1].episodes == (episode,)
+    assert episode not in (*robot.correction.evidence.taught(), *robot.correction.evidence.held_out())
+
+
+def test_a_second_flag_of_the_kind_bears_the_first_one_out(checkpoint: Path) -> None:
+    robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=100))
+    praised(robot, 8)
+    robot.correction.work(FOREVER)
+    first = robot.lift()
+    robot.say(LabelKind.FALSE_POSITIVE)
+    robot.correction.work(FOREVER)
+    assert robot.correction.evidence.review == [first]
+    second = robot.lift()
+    robot.say(LabelKind.FALSE_POSITIVE)
+    robot.correction.work(0.0)
+    assert robot.correction.busy
+    assert set(robot.correction.evidence.fresh) == {first, second}
+
+
+def test_a_flag_that_a_verdict_repeats_is_no_slip_of_the_finger(checkpoint: Path) -> None:
+    robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=100))
+    praised(robot, 8)
+    robot.correction.work(FOREVER)
+    episode = robot.lift()
+    robot.say(LabelKind.FALSE_POSITIVE)
+    robot.say(LabelKind.VERDICT_FAILURE, after_s=0.7)
+    robot.correction.work(0.0)
+    assert robot.correction.busy and robot.correction.evidence.fresh == [episode]
+
+
+# -- lights --------------------------------------------------------------------------------------------------------
+
+
+def dimmed(robot: Robot) -> None:
+    robot.picture = functools.partial(_dim, robot.picture)  # type: ignore[method-assign]
+
+
+def _dim(picture: object, arm: int, cube: int) -> np.ndarray:
+    return (picture(arm, cube) * np.array([0.6, 0.5, 0.4])).astype(np.uint8)  # type: ignore[operator]
+
+
+def test_a_new_light_is_held_out_early_has_its_share_of_batches_and_a_high_threshold_while_young(
+    checkpoint: Path,
+) -> None:
+    robot = ready(checkpoint, QUICK)
+    dimmed(robot)
+    for _ in range(2):
+        robot.miss()
+        robot.say(LabelKind.FAILURE)
+        robot.lift()
+        robot.say(LabelKind.SUCCESS, after_s=0.0)
+    robot.correction.work(FOREVER)
+    evidence = robot.correction.evidence
+    assert evidence.strata.newest_light == 2
+    new = [e for e in evidence.held_out() if evidence.strata.light(e) == 2]
+    assert len(new) == 2, "the second failure and the second success"
+    lights = [{evidence.strata.light(int(e)) for e in robot.replay.episode[p.negative]} for p in evidence.pools(20)]
+    assert {1} in lights and {2} in lights and {1, 2} not in lights
+    assert robot.correction.version == 1 or robot.correction.threshold >= QUICK.young_light_threshold
+
+
+def test_failures_alone_under_a_new_light_do_not_make_it_a_sign_of_failure(checkpoint: Path) -> None:
+    robot = ready(checkpoint, QUICK)
+    dimmed(robot)
+    promote(robot, flags=5)
+    champion, lift, miss = robot.correction.champion, robot.lift(), robot.miss()
+    assert champion is not None
+    held, empty = (robot.correction.judge.lower(champion, e)[-4:].min() for e in (lift, miss))
+    assert held > 0.5, "it is still a success where nobody has shown one"
+    assert held > empty
+
+
+def test_every_decision_has_the_figures_of_every_stratum(checkpoint: Path) -> None:
+    robot = ready(checkpoint, QUICK)
+    decisions = recording(robot)
+    promote(robot)
+    [decision] = [d for d in decisions if d.verdict is Verdict.PROMOTED]
+    assert decision.trial is not None and decision.quality == decision.trial.candidate
+    named = {str(c.stratum) for c in decision.trial.strata}
+    assert named and all(name.startswith("light 1, ") for name in named)
+    manifest = robot.correction.artifact(2).manifest
+    assert manifest.metrics["held_out_light_1_balanced_accuracy"] == decision.quality.balanced_accuracy
+
+
+def test_caution_raises_the_threshold_that_was_found(robot: Robot) -> None:
+    judge, champion = robot.correction.judge, robot.correction.champion
+    assert champion is not None
+    plain, careful, most = (
+        judge.calibrated(Fit(champion.net, QUICK.fit).net, lift=lift).rule.threshold for lift in (0.0, 0.1, 1.0)
+    )
+    assert careful == pytest.approx(min(plain + 0.1, gate.THRESHOLDS[-1]))
+    assert most == gate.THRESHOLDS[-1]

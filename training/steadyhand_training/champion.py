@@ -1,0 +1,106 @@
+"""A classifier in force: one calibrated network with its scores and its rule, and how it stands on the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steadyhand_models import reward
+from steadyhand_models.nets.classifier import Classifier
+from steadyhand_training import fitting, gate
+from steadyhand_training.evidence import Evidence
+from steadyhand_training.fitting import F32, Scores
+from steadyhand_training.gate import Comparison, GateSettings, Judged, Quality, Trial
+from steadyhand_training.labels import Ledger
+from steadyhand_training.replay import Replay
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One calibrated network with its scores and its rule."""
+
+    scores: Scores
+    rule: reward.Rule
+
+    @property
+    def net(self) -> Classifier:
+        return self.scores.net
+
+
+class Judge:
+    """Looks at episodes through a classifier, beside what a human said of them."""
+
+    def __init__(
+        self, replay: Replay, ledger: Ledger, evidence: Evidence, debounce_frames: int, pessimism: float,
+        settings: GateSettings, threshold: float | None = None,
+    ) -> None:  # fmt: skip
+        """A threshold that is given stands; without one it is found on held-out episodes."""
+        self.settings = settings
+        self._replay, self._ledger, self._evidence = replay, ledger, evidence
+        self._debounce_frames, self._pessimism, self._threshold = debounce_frames, pessimism, threshold
+
+    def rule(self, threshold: float) -> reward.Rule:
+        return reward.Rule(threshold, self._debounce_frames, self._pessimism)
+
+    def standing(self, net: Classifier, threshold: float) -> Standing:
+        """A network that is calibrated already."""
+        return Standing(Scores(net, self._replay), self.rule(threshold))
+
+    def calibrated(self, net: Classifier, least_threshold: float = 0.0, lift: float = 0.0) -> Standing:
+        """A network with temperature and threshold from the held-out episodes; its temperature must be 1.
+
+        `lift` is added to the threshold that was found, up to the highest that can be.
+        """
+        held_out = self._evidence.held_out()
+        rows, labels = self._evidence.rows(held_out)
+        known = labels != 0
+        logits = fitting.log_odds(net, self._replay.frames[rows[known]])
+        net.temperature.fill_(fitting.temperature(logits, labels[known] > 0))
+        standing = self.standing(net, 0.5)
+        if self._threshold is not None:
+            return Standing(standing.scores, self.rule(self._threshold))
+        judged = [self.judged(standing, e) for e in held_out]
+        chosen = gate.choose_rule(judged, self.rule(0.5), self.settings, least_threshold)
+        lifted = max(chosen.threshold, min(round(chosen.threshold + lift, 2), gate.THRESHOLDS[-1]))
+        return Standing(standing.scores, self.rule(lifted))
+
+    def lower(self, standing: Standing, episode: int) -> F32:
+        """Pessimistic probability (T,) of an episode's frames."""
+        return reward.lower_bound(standing.scores.of(self._replay.rows(episode)), standing.rule.pessimism)
+
+    def judged(self, standing: Standing, episode: int) -> Judged:
+        labels = self._ledger.frame_labels(episode, self._replay)
+        return Judged(self.lower(standing, episode), labels, self._evidence.strata.of(episode))
+
+    def quality(self, standing: Standing, episodes: Sequence[int]) -> Quality:
+        return gate.judge([self.judged(standing, e) for e in episodes], standing.rule)
+
+    def agrees(self, standing: Standing, episode: int) -> bool:
+        """Whether a classifier sees an episode as the human does."""
+        return gate.right(self.judged(standing, episode), standing.rule)
+
+    def right(self, standing: Standing, episodes: Sequence[int]) -> int:
+        """With how many of these episodes a classifier agrees."""
+        return sum(self.agrees(standing, e) for e in episodes)
+
+    def compare(self, candidate: Standing, champion: Standing) -> tuple[Comparison, ...]:
+        """Both on every stratum of the held-out episodes."""
+        held_out = self._evidence.held_out()
+        new = gate.judge_strata([self.judged(candidate, e) for e in held_out], candidate.rule)
+        old = gate.judge_strata([self.judged(champion, e) for e in held_out], champion.rule)
+        return tuple(Comparison(stratum, new[stratum], old[stratum]) for stratum in new)
+
+    def trial(self, candidate: Standing, champion: Standing) -> Trial:
+        """Everything that the gate looks at."""
+        fresh, past = self._evidence.taught_flags(fresh=True), self._evidence.taught_flags(fresh=False)
+        held_out = self._evidence.held_out()
+        return Trial(
+            candidate=self.quality(candidate, held_out),
+            champion=self.quality(champion, held_out),
+            fresh=len(fresh),
+            fresh_fixed=self.right(candidate, fresh),
+            past=len(past),
+            past_kept_candidate=self.right(candidate, past),
+            past_kept_champion=self.right(champion, past),
+            strata=self.compare(candidate, champion),
+        )
