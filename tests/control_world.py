@@ -72,6 +72,7 @@ class FakeModel:
     def __init__(self, channel: Channel, version: int, value: float | Sequence[float], **manifest: Any) -> None:
         self.value: Any = value
         self.last_s = 0.001
+        self.encoder = None
         self.noises: list[np.ndarray] = []
         fields: dict[str, Any] = {
             "channel": channel,

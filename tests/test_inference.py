@@ -89,7 +89,7 @@ def test_the_provider_that_was_asked_for_is_the_one_in_use() -> None:
     made = onnx_models.policy(CONTRACT)
     assert inference.Model(made, CONTRACT).providers == ["CPUExecutionProvider"]
     with pytest.warns(UserWarning), pytest.raises(UserError, match="instead of NoSuchExecutionProvider"):
-        inference.Model(made, CONTRACT, engine.Engine(("NoSuchExecutionProvider",)))
+        inference.Model(made, CONTRACT, engine=engine.Engine(("NoSuchExecutionProvider",)))
 
 
 def test_two_onnxruntimes_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -415,7 +415,7 @@ def test_a_call_that_does_not_end_is_cut_off_and_the_version_before_answers(tmp_
     cutoff = Cutoff(period_s=0.02)
     cutoff.start()
     try:
-        desk = Desk(tmp_path, build=lambda a, c: inference.load(a, c, None, cutoff))
+        desk = Desk(tmp_path, build=lambda a, c: inference.load(a, c, cutoff=cutoff))
         good = onnx_models.policy(CONTRACT, 1, bias=0.1)
         in_use(desk, good, faulty.make(good, Fault.SLOW, 2, iterations=2_000_000_000))
         assert desk.models.policy.version == 2

@@ -18,6 +18,9 @@ from steadyhand_models import wire
 from steadyhand_models.messages import Channel
 
 MAX_MODEL_BYTES = 256 << 20
+MAX_FEATURES = 1 << 16  # of an encoder; a pretrained one's maps of two cameras are some thousands
+# What a robot swaps by itself; an encoder comes and goes with them.
+ANSWERING = (Channel.POLICY, Channel.CLASSIFIER)
 FORMAT = 1
 CPU = "CPUExecutionProvider"
 # Where arithmetic may be coarser than the trainer's: CUDA reorders sums and may use TF32, TensorRT may fuse and choose
@@ -36,17 +39,26 @@ class ArtifactError(ValueError):
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs of the model and the outputs that the trainer saw, to be reproduced wherever it is loaded."""
+    """Inputs of the model and the outputs that the trainer saw, to be reproduced wherever it is loaded.
+
+    A model that names an encoder has no frames of its own (0, ...): its inputs are that encoder's golden features, and
+    with the encoder in front of it its outputs belong to that encoder's golden frames.
+    """
 
     frames: Annotated[npt.NDArray[np.uint8], wire.Array("|u1", (None, None, None, None, 3))]  # (N, cameras, H, W, 3)
-    state: Annotated[npt.NDArray[np.float32], wire.Array("<f4", (None, None))]  # (N, S)
-    noise: Annotated[npt.NDArray[np.float32], wire.Array("<f4", (None, None))]  # (N, A); zeros for a classifier
-    output: Annotated[npt.NDArray[np.float32], wire.Array("<f4", (None, None))]  # (N, A) actions or (N, heads)
+    state: Annotated[npt.NDArray[np.float32], wire.Array("<f4", (None, None))]  # (N, S); zeros where not asked for
+    noise: Annotated[npt.NDArray[np.float32], wire.Array("<f4", (None, None))]  # (N, A); zeros where not asked for
+    output: Annotated[  # (N, A) actions, (N, heads) probabilities or (N, F) features
+        npt.NDArray[np.float32], wire.Array("<f4", (None, None), MAX_FEATURES)
+    ]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is. `sha256` covers model and golden vectors; without a signing key `signature` is empty."""
+    """What an artifact is. `sha256` covers model and golden vectors; without a signing key `signature` is empty.
+
+    A model that names an encoder takes its features instead of frames; `encoder_sha256` is that artifact's `sha256`.
+    """
 
     channel: Channel
     version: Annotated[int, Field(ge=1)]
@@ -64,6 +76,20 @@ class Manifest:
     signature: str = ""
     format: int = FORMAT
     tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(COARSER))  # by execution provider
+    encoder_version: Count = 0  # 0: the model takes frames
+    encoder_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an encoder that is not named whole, or that names one itself."""
+        if bool(self.encoder_version) != bool(self.encoder_sha256):
+            raise ValueError("encoder_version and encoder_sha256 belong together")
+        if self.encoder_version and self.channel is Channel.ENCODER:
+            raise ValueError("an encoder takes frames, and no other encoder's features")
+
+    @property
+    def name(self) -> str:
+        """For people: channel and version."""
+        return f"{self.channel.value} v{self.version}"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, default=lambda v: v.value)
@@ -142,8 +168,9 @@ def unpack(data: bytes, contract_hash: str) -> Artifact:
 def verify(artifact: Artifact, contract_hash: str) -> None:
     """Check hash and contract. Raises ArtifactError naming what does not fit."""
     manifest = artifact.manifest
-    name = f"{manifest.channel.value} v{manifest.version}"
     if digest(artifact.model, artifact.golden) != manifest.sha256:
-        raise ArtifactError(f"{name}: content does not match its sha256; fetch it again")
+        raise ArtifactError(f"{manifest.name}: content does not match its sha256; fetch it again")
     if manifest.contract_hash != contract_hash:
-        raise ArtifactError(f"{name}: made for contract {manifest.contract_hash}, this machine has {contract_hash}")
+        raise ArtifactError(
+            f"{manifest.name}: made for contract {manifest.contract_hash}, this machine has {contract_hash}"
+        )

@@ -92,10 +92,11 @@ class BusAction(str, enum.Enum):
 
 
 class Channel(str, enum.Enum):
-    """The kinds of artifact that are pushed to a robot."""
+    """The kinds of artifact that are pushed to a robot. A frozen encoder comes with the models that name it."""
 
     POLICY = "policy"
     CLASSIFIER = "classifier"
+    ENCODER = "encoder"
 
 
 class SwapOutcome(str, enum.Enum):

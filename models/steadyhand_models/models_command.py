@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,6 +110,7 @@ class Row:
     version: int
     age_s: float
     state: tuple[str, ...]  # current, previous, on probation, pinned, quarantined
+    encoder: int  # version of the one whose features it takes; 0: it takes frames
     signer: str  # public key, not checked against the content; empty for an unsigned one
     training_step: int
     metrics: dict[str, float]
@@ -119,22 +120,27 @@ def rows(registry: Registry, now_unix_s: float) -> list[Row]:
     """Every version of every channel, oldest first. Raises ArtifactError."""
     standings, pins = Standings(registry.root).read(), Pins(registry.root).read()
     quarantine = Quarantine(registry.root / QUARANTINE)
-    found = []
+    found, named = [], _encoders_of(registry, standings)
     for channel in Channel:
         for version in registry.versions(channel):
-            manifest = registry.manifest(channel, version)
-            state = _state(manifest, standings[channel], pins.get(channel), quarantine)
+            manifest, standing = registry.manifest(channel, version), standings[channel]
+            if channel is Channel.ENCODER:
+                standing = Standing(version if version in named else 0)
+            state = _state(manifest, standing, pins.get(channel), quarantine)
             signer = ":".join(manifest.signature.split(":")[:2])
-            age_s = now_unix_s - manifest.created_unix_s
-            found.append(Row(channel, version, age_s, state, signer, manifest.training_step, manifest.metrics))
+            age_s, step = now_unix_s - manifest.created_unix_s, manifest.training_step
+            row = Row(channel, version, age_s, state, manifest.encoder_version, signer, step, manifest.metrics)
+            found.append(row)
     return found
 
 
 def pin(registry: Registry, channel: Channel, version: int) -> None:
-    """Raises ArtifactError for a version that is not there or quarantined, UserError where nothing can be written."""
+    """Raises ArtifactError for a version that is not there, lacks its encoder or is quarantined, UserError where nothing can be written."""
     manifest = registry.manifest(channel, version)
     if manifest.sha256 in Quarantine(registry.root / QUARANTINE):
         raise ArtifactError(f"{channel.value} v{version}: is in quarantine; pin another one")
+    if manifest.encoder_version:
+        registry.encoder_of(manifest)
     _write_pin(registry, channel, version)
 
 
@@ -155,6 +161,12 @@ def roll_back(registry: Registry, channel: Channel) -> tuple[int, int]:
     except OSError as error:
         raise UserError(f"{registry.root}: cannot be written ({error.strerror})") from None
     return standing.version, earlier[0]
+
+
+def _encoders_of(registry: Registry, standings: Mapping[Channel, Standing]) -> set[int]:
+    """Versions of the encoders of what is in force."""
+    current = [(channel, standing.version) for channel, standing in standings.items()]
+    return {registry.manifest(c, v).encoder_version for c, v in current if v in registry.versions(c)}
 
 
 def _state(manifest: Manifest, standing: Standing, pinned: int | None, quarantine: Quarantine) -> tuple[str, ...]:
@@ -194,6 +206,8 @@ def main(argv: Sequence[str]) -> int:
 def _order(registry: Registry, command: Pin | Unpin | Rollback) -> str:
     """Carry out a command that changes something; what it did, in words."""
     name = command.channel.value
+    if command.channel is Channel.ENCODER:
+        raise UserError("an encoder comes and goes with the policy that names it: give the policy instead")
     if isinstance(command, Pin):
         pin(registry, command.channel, command.version)
         done = f"{name} v{command.version} is pinned"
@@ -225,7 +239,7 @@ def _list(registry: Registry, as_json: bool) -> None:
         data: list[dict[str, Any]] = [{**dataclasses.asdict(row), "channel": row.channel.value} for row in found]
         sys.stdout.write(json.dumps(data, indent=1) + "\n")
         return
-    table = Table("channel", "version", "age", "state", "signature", "training step")
+    table = Table("channel", "version", "age", "state", "encoder", "signature", "training step")
     table.add_column("metrics", no_wrap=True, overflow="ellipsis")
     for row in found:
         table.add_row(
@@ -233,6 +247,7 @@ def _list(registry: Registry, as_json: bool) -> None:
             f"v{row.version}",
             _age(row.age_s),
             ", ".join(row.state),
+            f"v{row.encoder}" if row.encoder else "",
             row.signer.partition(":")[2][:KEY_CHARS] or "none",
             str(row.training_step),
             " ".join(f"{k}={v:.3g}" for k, v in row.metrics.items()),

@@ -1,4 +1,4 @@
-"""The registry: artifacts below one folder, policies and classifiers by version.
+"""The registry: artifacts below one folder, policies, classifiers and encoders by version.
 
 On disk: `<root>/<channel>/v000123/{model.onnx, golden.msgpack, manifest.json}`, written aside and renamed.
 """
@@ -13,6 +13,12 @@ from steadyhand_models import durable, wire
 from steadyhand_models.artifact import Artifact, ArtifactError, Golden, Manifest, manifest_from_json
 from steadyhand_models.messages import Channel
 
+SHOWN = 12  # characters of a hash
+
+
+class EncoderMissing(ArtifactError):
+    """A model names an encoder that is not there; it may still come."""
+
 
 class Registry:
     """Artifacts below one folder. Publishing is atomic; a published version never changes."""
@@ -21,11 +27,16 @@ class Registry:
         self.root = root
 
     def publish(self, artifact: Artifact) -> Path:
-        """Write one artifact durably. Raises ArtifactError when the version exists or is not newer than the last."""
+        """Write one artifact durably. Raises ArtifactError when the version exists or is not newer than the last.
+
+        An encoder may be older than the last: it is found by whoever names it, and never for being the newest.
+        """
         manifest = artifact.manifest
-        newest = self.newest(manifest.channel)
-        if newest is not None and manifest.version <= newest:
-            raise ArtifactError(f"{manifest.channel.value} v{manifest.version} is not newer than v{newest}")
+        versions = self.versions(manifest.channel)
+        if manifest.channel is Channel.ENCODER and manifest.version in versions:
+            raise ArtifactError(f"{manifest.name} is there already")
+        if manifest.channel is not Channel.ENCODER and versions and manifest.version <= versions[-1]:
+            raise ArtifactError(f"{manifest.name} is not newer than v{versions[-1]}")
         final = self._folder(manifest.channel, manifest.version)
         aside = final.with_name(f".{final.name}.{os.getpid()}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -65,6 +76,21 @@ class Registry:
             return Artifact(manifest, (folder / "model.onnx").read_bytes(), golden)
         except (OSError, wire.WireError) as error:
             raise ArtifactError(f"{folder}: {error}") from None
+
+    def encoder_of(self, manifest: Manifest) -> Artifact:
+        """The encoder that a manifest names, by version and content. Raises ArtifactError naming both."""
+        version = manifest.encoder_version
+        needs = f"{manifest.name} needs encoder v{version}"
+        if version not in self.versions(Channel.ENCODER):
+            raise EncoderMissing(f"{needs}, which is not in {self.root}")
+        try:
+            found = self.load(Channel.ENCODER, version)
+        except ArtifactError as error:
+            raise ArtifactError(f"{needs}: {error}") from None
+        if found.manifest.sha256 != manifest.encoder_sha256:
+            wanted, here = manifest.encoder_sha256[:SHOWN], found.manifest.sha256[:SHOWN]
+            raise ArtifactError(f"{needs} with sha256 {wanted}..., the one in {self.root} has {here}...")
+        return found
 
     def remove(self, channel: Channel, version: int) -> None:
         """Delete one version, as far as the disk lets us."""

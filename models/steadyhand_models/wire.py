@@ -31,10 +31,11 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class Array:
-    """What an array field must be: little-endian dtype and shape, where None leaves a length open up to MAX_ITEMS."""
+    """What an array field must be: little-endian dtype and shape, where None leaves a length open up to `most`."""
 
     dtype: str
     shape: tuple[int | None, ...]
+    most: int = MAX_ITEMS
 
 
 def encode(message: Any) -> bytes:
@@ -180,7 +181,7 @@ def _array_converters(spec: Array) -> tuple[Callable[[Any], Any], Callable[[Any]
 
 def _check_shape(shape: tuple[int, ...], spec: Array) -> None:
     fits = len(shape) == len(spec.shape) and all(
-        0 <= got <= MAX_ITEMS if want is None else got == want for got, want in zip(shape, spec.shape)
+        0 <= got <= spec.most if want is None else got == want for got, want in zip(shape, spec.shape)
     )
     if not fits:
         raise ValueError(f"shape {shape} is not {spec.shape}")

@@ -49,6 +49,7 @@ class ControlSettings:
     seed: Annotated[int, Field(ge=0)] = 0
     realtime_priority: Annotated[int, Field(ge=1, le=99)] = 40
     providers: tuple[Provider, ...] = (Provider.AUTO,)  # or those to try, best first: ["cuda", "cpu"]
+    encoder_providers: tuple[Provider, ...] = (Provider.AUTO,)  # of a frozen encoder; it may have "tensorrt" as well
     threads: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"  # of inference; auto: 1 or 2, as measured
     shadow_calls: Annotated[int, Field(ge=0, le=1000)] = 10  # that a new model answers beside the present one; 0: none
     shadow_far: Annotated[float, Field(ge=0, le=2)] = (

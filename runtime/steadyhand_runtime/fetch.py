@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from steadyhand_models import artifact, signing
-from steadyhand_models.artifact import ArtifactError
+from steadyhand_models.artifact import ANSWERING, ArtifactError
 from steadyhand_models.messages import Channel, ModelChunk, ModelNotice, ModelRequest
 from steadyhand_models.registry import Registry
 from steadyhand_models.standing import Pins, Standings
 from steadyhand_runtime.telemetry import Log
 
 CHUNK_BYTES = 256 << 10
+ORDER = (Channel.ENCODER, Channel.CLASSIFIER, Channel.POLICY)
 ATTEMPTS = 3  # downloads of one bundle before it is given up as damaged
 ANSWER_TIMEOUT_NS = 3_000_000_000
 
@@ -28,6 +29,8 @@ class _Download:
 
 class Fetcher:
     """Fetches the newest announced version of each channel, one bundle at a time; no sockets, time is an argument.
+
+    Encoders are announced for what names them and fetched before it, each of them; one that nothing here names goes.
 
     A bundle under way is finished before a newer one is begun, so that a slow network still brings models. An
     interrupted download goes on where it stopped while the same bundle is offered.
@@ -44,7 +47,7 @@ class Fetcher:
         self._contract_hash = contract_hash
         self._keep = keep
         self._log = log
-        self._wanted: dict[Channel, ModelNotice] = {}
+        self._wanted: dict[tuple[Channel, int], ModelNotice] = {}
         self._download: _Download | None = None
         self._interrupted: _Download | None = None
         self._unanswered = 0
@@ -59,9 +62,9 @@ class Fetcher:
             self._log.warn("model.refused", channel=notice.channel, version=notice.version, size=notice.size)
             self.refused += 1
             return
-        if self._failures.get(notice.sha256, 0) >= ATTEMPTS or notice.version <= self._newest(notice.channel):
+        if self._failures.get(notice.sha256, 0) >= ATTEMPTS or self._has(notice):
             return
-        self._wanted[notice.channel] = notice
+        self._wanted[_place(notice)] = notice
 
     def request(self, now_ns: int) -> ModelRequest | None:
         """What to ask for now: the next piece, once, and again when the answer does not come."""
@@ -104,11 +107,11 @@ class Fetcher:
         self._asked_ns = None
 
     def _begin(self) -> _Download | None:
-        """The next bundle: the classifier first, it is the rarer and the more urgent."""
+        """The next bundle: encoders first, as others need them; then the classifier, rarer and more urgent."""
         self._unanswered = 0
-        for channel in (Channel.CLASSIFIER, Channel.POLICY):
-            notice = self._wanted.pop(channel, None)
-            if notice is None or notice.version <= self._newest(channel):
+        for place in sorted(self._wanted, key=lambda place: ORDER.index(place[0])):
+            notice = self._wanted.pop(place)
+            if self._has(notice):
                 continue
             left, self._interrupted = self._interrupted, None
             return left if left is not None and left.notice == notice else _Download(notice)
@@ -137,19 +140,50 @@ class Fetcher:
             "model.refused", channel=notice.channel, version=notice.version, attempt=failures, reason=reason
         )
         if failures < ATTEMPTS:
-            self._wanted.setdefault(notice.channel, notice)
+            self._wanted.setdefault(_place(notice), notice)
 
-    def _newest(self, channel: Channel) -> int:
+    def _has(self, notice: ModelNotice) -> bool:
+        """Whether an offer is of no use: that encoder, or a version at least as new, is here or under way."""
         under_way = self._download.notice if self._download else None
-        fetching = under_way.version if under_way and under_way.channel is channel else 0
-        return max(fetching, self._registry.newest(channel) or 0)
+        here = self._registry.versions(notice.channel)
+        if under_way is not None and under_way.channel is notice.channel:
+            here = [*here, under_way.version]
+        if notice.channel is Channel.ENCODER:
+            return notice.version in here
+        return notice.version <= max(here, default=0)
 
     def _prune(self, channel: Channel) -> None:
+        if channel is not Channel.ENCODER:
+            self._prune_models(channel)
+            self._prune_encoders()
+
+    def _prune_encoders(self) -> None:
+        """What nothing here names goes, except where it may be wanted by what is still on its way."""
+        old = self._registry.versions(Channel.ENCODER)[:-1]
+        if not old or self._wanted:
+            return
+        try:
+            named = {
+                self._registry.manifest(channel, version).encoder_version
+                for channel in ANSWERING
+                for version in self._registry.versions(channel)
+            }
+        except ArtifactError:
+            return  # whatever cannot be read may name any of them
+        for version in set(old) - named:
+            self._registry.remove(Channel.ENCODER, version)
+
+    def _prune_models(self, channel: Channel) -> None:
         standing = self._standings.read()[channel]
         kept = {standing.version, standing.previous, self._pins.read().get(channel)}
         for version in self._registry.versions(channel)[: -self._keep]:
             if version not in kept:
                 self._registry.remove(channel, version)
+
+
+def _place(notice: ModelNotice) -> tuple[Channel, int]:
+    """What a newer offer replaces: the same channel's, but never another encoder's."""
+    return notice.channel, notice.version if notice.channel is Channel.ENCODER else 0
 
 
 def _continues(download: _Download, chunk: ModelChunk) -> bool:

@@ -53,11 +53,13 @@ class ModelHost:
 
     def figures(self) -> dict[str, Any]:
         """What computes, and how a build disturbs, for the process's figures."""
-        now = self.tuner.engine
+        now, encoder = self.tuner.engine, self.tuner.encoder_engine
         return {
             "providers": list(now.providers),
+            "encoder_providers": list(encoder.providers),
             "threads": now.threads,
             "fallback": now.note,
+            "encoder_fallback": encoder.note,
             "build_hold_s": self.standby.build_hold_s,
         }
 
@@ -67,16 +69,22 @@ def make(settings: RuntimeSettings, contract: Contract, missed: Callable[[], int
     control, paths = settings.control, settings.paths
     for key in settings.link.trusted_keys:
         signing.public_bytes(key)
-    chosen = engine.choose(control.providers, AUTO_THREADS if control.threads == "auto" else control.threads)
-    report = log.warn if chosen.note else log.info
-    report("inference.engine", providers=" ".join(chosen.providers), fallback=chosen.note or "none")
+    threads = AUTO_THREADS if control.threads == "auto" else control.threads
+    chosen = engine.choose(control.providers, threads)
+    for_encoder = engine.choose_for_encoder(control.encoder_providers, threads, str(paths.edge / "tensorrt"))
+    for models_of, one in (("models", chosen), ("encoder", for_encoder)):
+        report = log.warn if one.note else log.info
+        report("inference.engine", providers=" ".join(one.providers), of=models_of, fallback=one.note or "none")
     cutoff = Cutoff(1.0 / contract.rate_hz / CUTOFF_LOOKS, control.realtime_priority + 1)
-    tuner = Tuner(chosen, contract, paths.edge / "inference.json", log, cutoff)
+    tuner = Tuner(chosen, contract, paths.edge / "inference.json", log, cutoff, for_encoder)
     rules = Rules(
         control.shadow_calls, control.shadow_far, control.probation_calls, settings.link.trusted_keys, MAX_TRIES
     )
     quarantine = Quarantine(paths.models / QUARANTINE)
     registry = Registry(paths.models)
-    standby = Standby(registry, contract, quarantine, tuner.build, missed, rules, tuner.tune)
-    models = Models(standby, quarantine, str(chosen))
+    standby = Standby(
+        registry, contract, quarantine, tuner.build, missed, rules, tuner.tune, build_encoder=tuner.build_encoder
+    )
+    differ = for_encoder.providers != chosen.providers
+    models = Models(standby, quarantine, f"{chosen}, encoder {for_encoder}" if differ else str(chosen))
     return ModelHost(models, standby, tuner, cutoff, log, 1.0 / contract.rate_hz)

@@ -6,26 +6,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from steadyhand_models import signing
-from steadyhand_models.artifact import Artifact, ArtifactError, Manifest, verify
+from steadyhand_models.artifact import ANSWERING, Artifact, ArtifactError, verify
 from steadyhand_models.cli import UserError
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel
-from steadyhand_models.registry import Registry
+from steadyhand_models.registry import EncoderMissing, Registry
 from steadyhand_models.standing import Pins, Quarantine, Standing, Standings, fallbacks
 from steadyhand_runtime import inference, shadow
+from steadyhand_runtime.encoders import BuildEncoder, Encoders
 from steadyhand_runtime.hold import HoldMeter
-from steadyhand_runtime.inference import ModelFailure
+from steadyhand_runtime.inference import Model, ModelFailure
 from steadyhand_runtime.priority import fifo
 from steadyhand_runtime.shadow import Recent
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from steadyhand_runtime.staging import Build, InForce, Loaded, Refusal, Settle, Staged
 
 WARM_RUNS = 10
 LOOK_PERIOD_S = 0.2
@@ -38,24 +33,6 @@ SHADOW_EVERY = {Channel.CLASSIFIER: 5}
 PRIORITY = 1
 
 
-class Loaded(Protocol):
-    """A model that is ready to be called. `limit_s` is when a call is cut off, 0 for never."""
-
-    manifest: Manifest
-    last_s: float
-    limit_s: float
-
-    @property
-    def version(self) -> int: ...
-
-    def run(self, frames: U8, state: F32 | None = None, noise: F32 | None = None) -> F32: ...
-
-    def warm(self, runs: int) -> float: ...
-
-
-Build = Callable[[Artifact, Contract], Loaded]
-
-
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What artifacts must pass on this robot. Nothing asked for is nothing checked."""
@@ -65,41 +42,6 @@ class Rules:
     probation_calls: int = 30
     trusted_keys: tuple[str, ...] = ()
     max_tries: int = 0  # processes that may end while they try an artifact before it is quarantined; 0: any number
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A model that waits for its boundary; `missed_before` were missed when its build began. `instead_of` is the reason
-    when it replaces a newer version that a person has rolled back; a `proven` one needs no probation. It was whole on
-    this robot at `found_ns`, and staged at `staged_ns`."""
-
-    model: Loaded
-    build_s: float
-    missed_before: int
-    instead_of: str = ""
-    proven: bool = False
-    found_ns: int = 0
-    staged_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An artifact that will not be used."""
-
-    channel: Channel
-    version: int
-    reason: str
-    build_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class InForce:
-    """What control uses now (version 0: nothing), the version before it, and whether it has passed its probation."""
-
-    version: int = 0
-    sha256: str = ""
-    previous: int = 0
-    proven: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +67,7 @@ class _Shelf:
     tries: int = 0
     tried: bool = False  # by this process
     busy: bool = False
+    lacking: int | None = None  # the oldest version that was refused because its encoder had not arrived
 
 
 class Standby:
@@ -142,16 +85,19 @@ class Standby:
         build: Build = inference.load,
         missed: Callable[[], int] = lambda: 0,
         rules: Rules | None = None,
-        settle: Callable[[Artifact, Callable[[float], bool]], None] | None = None,
+        settle: Settle | None = None,
+        build_encoder: BuildEncoder = inference.load_encoder,
     ) -> None:
         """`settle` is called in the thread with the newest policy once nothing else is to do."""
         self.rules = rules or Rules()
         self._registry, self._contract, self._quarantine = registry, contract, quarantine
         self._build, self._missed, self._settle = build, missed, settle
+        self._encoders = Encoders(registry, contract, quarantine, self.rules.trusted_keys, build_encoder)
+        self._encoders_seen: list[int] = []
         self._standings, self._pins = Standings(registry.root), Pins(registry.root)
         self._period_s = 1.0 / contract.rate_hz
         self.budget_s, self.limit_s = BUDGET_SHARE * self._period_s, LIMIT_SHARE * self._period_s
-        self.recent = {c: Recent(self.rules.shadow_calls, SHADOW_EVERY.get(c, 1)) for c in Channel}
+        self.recent = {c: Recent(self.rules.shadow_calls, SHADOW_EVERY.get(c, 1)) for c in ANSWERING}
         self.in_force: dict[Channel, InForce] = {}  # written by the control thread
         self.build_hold_s: float | None = None  # how long the first build kept the interpreter's lock, once measured
         self._measures = False
@@ -205,10 +151,11 @@ class Standby:
         """Stage what each channel should run next, if that is not what it runs."""
         self._quarantine.refresh()
         if not self._shelves:
-            self._shelves = {channel: _Shelf(known) for channel, known in self._standings.read().items()}
+            self._shelves = {c: _Shelf(known) for c, known in self._standings.read().items() if c in ANSWERING}
             for shelf in self._shelves.values():
                 shelf.trial, shelf.tries = shelf.known.trial, shelf.known.tries
-        for channel in Channel:
+        self._look_for_encoders()
+        for channel in ANSWERING:
             for order in self._orders(channel):
                 if self._prepare(channel, order):
                     break
@@ -222,8 +169,16 @@ class Standby:
             except OSError:
                 continue  # a folder that cannot be read now is looked at again; the current models stay
             if self._settle is not None and self._settled is not None and not self._staged:
-                self._settle(self._settled, self._pause)
+                self._measure(self._settle, self._settled)
                 self._settled = None
+
+    def _measure(self, settle: Settle, artifact: Artifact) -> None:
+        try:
+            encoder = self._encoders.artifact(artifact.manifest)
+        except (ArtifactError, OSError):
+            return  # gone since; the next policy will do
+        if settle(artifact, self._pause, encoder):
+            self._encoders.forget()
 
     @property
     def _threaded(self) -> bool:
@@ -286,6 +241,17 @@ class Standby:
         earlier = fallbacks(self._registry, channel, standing, self._quarantine)
         return [Order(version, shadow=False, instead_of=reason) for version in earlier]
 
+    def _look_for_encoders(self) -> None:
+        """A version that lacked its encoder is news again once one arrives."""
+        versions = self._registry.versions(Channel.ENCODER)
+        if versions == self._encoders_seen:
+            return
+        self._encoders_seen = versions
+        for shelf in self._shelves.values():
+            if shelf.lacking is not None:
+                # As if the pin were new, where there is one.
+                shelf.seen, shelf.lacking, shelf.pin = min(shelf.seen, shelf.lacking - 1), None, None
+
     # -- preparing -------------------------------------------------------------------------------------------------
 
     def _prepare(self, channel: Channel, order: Order) -> bool:
@@ -301,7 +267,11 @@ class Standby:
             built_s = time.perf_counter() - start_s
             if order.shadow:
                 self._shadow(channel, model)
+            if isinstance(model, Model):
+                self._encoders.hand_over(model)
         except Exception as error:  # whatever an artifact provokes, the models in force go on
+            if isinstance(error, EncoderMissing):
+                shelf.lacking = min(version, shelf.lacking or version)
             known = isinstance(error, (ArtifactError, UserError, ModelFailure, OSError))
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             self._refused.append(Refusal(channel, version, reason, time.perf_counter() - start_s))
@@ -331,15 +301,21 @@ class Standby:
             self._slack.wait(SLACK_WAIT_S)
         if self._measures and self.build_hold_s is None:
             with HoldMeter() as meter:
-                model = self._build(artifact, self._contract)
+                model = self._build_both(artifact)
             self.build_hold_s = meter.longest_s
         else:
-            model = self._build(artifact, self._contract)
+            model = self._build_both(artifact)
         call_s = model.warm(WARM_RUNS)
         if call_s > self.budget_s:
             raise ArtifactError(f"a call takes {call_s * 1e3:.0f} ms, allowed {self.budget_s * 1e3:.0f} ms")
         model.limit_s = self.limit_s
         return model
+
+    def _build_both(self, artifact: Artifact) -> Loaded:
+        encoder = self._encoders.trial(artifact.manifest)
+        if encoder is None:
+            return self._build(artifact, self._contract)
+        return self._build(artifact, self._contract, encoder)
 
     def _shadow(self, channel: Channel, model: Loaded) -> None:
         classifies = channel is Channel.CLASSIFIER

@@ -10,10 +10,11 @@ import numpy.typing as npt
 from steadyhand_models.messages import Channel, Swap, SwapOutcome
 from steadyhand_models.runqueue import RunQueue
 from steadyhand_models.standing import Quarantine
-from steadyhand_runtime.inference import ModelFailure
+from steadyhand_runtime.inference import Encoder, EncoderFailure, ModelFailure
 from steadyhand_runtime.probation import Probation
 from steadyhand_runtime.shadow import Sample
-from steadyhand_runtime.standby import InForce, Loaded, Refusal, Staged, Standby
+from steadyhand_runtime.staging import InForce, Loaded, Refusal, Staged
+from steadyhand_runtime.standby import Standby
 
 __all__ = ["Loaded", "Models", "Pace", "Quarantine", "Refusal", "Slot", "Staged", "Standby"]
 
@@ -68,6 +69,8 @@ class Slot:
 class Models:
     """Both channels as control sees them: `turn` at the start of a tick, then `act` and `judge`.
 
+    A model brings the encoder that it names and takes it away with it; an encoder that both name runs once a tick.
+
     A swap's record is complete at the tick after it, when that first tick's lateness and misses are known; the record
     of a rollback names the version that failed, and as `previous` the one in force from then on.
     """
@@ -83,6 +86,7 @@ class Models:
         self._alert, self._alert_until = "", 0
         self._queue: RunQueue | None = None
         self.spent_s = 0.0  # in calls of this tick
+        self._encoded: dict[Encoder, float] = {}  # that ran on this tick's frames, and what that cost in seconds
 
     @property
     def alert(self) -> str:
@@ -95,6 +99,7 @@ class Models:
         policy_free: no takeover is going on; episode_free: no episode is.
         """
         self._tick, self._now_ns, self.spent_s = tick, now_ns, 0.0
+        self._encoded.clear()
         for swap, missed_before in self._unsettled:
             self._records.append(replace(swap, missed_ticks=pace.missed - missed_before))
         self._unsettled = []
@@ -126,17 +131,35 @@ class Models:
         while (model := slot.current) is not None:
             waited_s = queue.delay_s()
             try:
-                output = model.run(frames, state, noise)
+                output = self._call(model, frames, state, noise)
             except Exception as error:  # whatever a model raises, the one before it goes on within this call
                 reason = str(error) if isinstance(error, ModelFailure) else f"{type(error).__name__}: {error}"
                 self.spent_s += model.last_s
+                if isinstance(error, EncoderFailure):
+                    self._quarantine.add(model.manifest.encoder_sha256)
                 self._roll_back(channel, slot, reason)
                 continue
             self.spent_s += model.last_s
             self._standby.recent[channel].add(Sample(frames, state, noise, output))
-            self._watch(channel, slot, model, model.last_s - (queue.delay_s() - waited_s))
+            self._watch(channel, slot, model, self._cost_s(model, queue.delay_s() - waited_s))
             return output
         return None
+
+    def _call(self, model: Loaded, frames: U8, state: F32 | None, noise: F32 | None) -> F32:
+        """One answer; the encoder is run unless it was in this tick."""
+        if model.encoder is None:
+            return model.run(frames, state, noise)
+        return model.run(frames, state, noise, encoded=model.encoder in self._encoded)
+
+    def _cost_s(self, model: Loaded, waited_s: float) -> float:
+        """What an answer cost with its encoder's share, whoever ran that; time in the run queue not counted."""
+        encoder, spent_s = model.encoder, model.last_s - waited_s
+        if encoder is None:
+            return spent_s
+        if encoder in self._encoded:
+            return spent_s + self._encoded[encoder]
+        self._encoded[encoder] = min(encoder.last_s, spent_s)
+        return spent_s
 
     def _watch(self, channel: Channel, slot: Slot, model: Loaded, cost_s: float) -> None:
         """Count a call of a model on probation; a slow one goes, if there is another to go back to."""

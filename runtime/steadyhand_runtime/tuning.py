@@ -19,7 +19,7 @@ from steadyhand_models.contract import Contract
 from steadyhand_runtime import inference
 from steadyhand_runtime.cutoff import Cutoff
 from steadyhand_runtime.engine import Engine, import_onnxruntime
-from steadyhand_runtime.inference import Model, ModelFailure
+from steadyhand_runtime.inference import Encoder, Model, ModelFailure
 from steadyhand_runtime.telemetry import Log
 
 CANDIDATES = (1, 2)
@@ -45,30 +45,46 @@ _TUNED = pydantic.TypeAdapter(Tuned)
 class Tuner:
     """Builds models for standby, at first with one thread; `tune` measures and decides for those to come."""
 
-    def __init__(self, engine: Engine, contract: Contract, path: Path, log: Log, cutoff: Cutoff | None = None) -> None:
-        """path is where the measurement is kept; engine.threads of 0 asks for one."""
+    def __init__(
+        self,
+        engine: Engine,
+        contract: Contract,
+        path: Path,
+        log: Log,
+        cutoff: Cutoff | None = None,
+        encoder_engine: Engine | None = None,
+    ) -> None:
+        """path is where the measurement is kept; engine.threads of 0 asks for one. Encoders get the same threads."""
         self._contract, self._path, self._log, self._cutoff = contract, path, log, cutoff
         self.wanted = engine.threads == 0
         self.engine = replace(engine, threads=max(1, engine.threads))
+        self.encoder_engine = replace(encoder_engine or engine, threads=self.engine.threads)
         if self.wanted and (known := self._known()) is not None:
             self._decide(known)
 
-    def build(self, artifact: Artifact, contract: Contract) -> Model:
+    def build(self, artifact: Artifact, contract: Contract, encoder: Encoder | None = None) -> Model:
         """As `inference.load`, with the engine of the moment."""
-        return inference.load(artifact, contract, self.engine, self._cutoff)
+        return inference.load(artifact, contract, encoder, self.engine, self._cutoff)
 
-    def tune(self, artifact: Artifact, wait: Callable[[float], bool]) -> None:
-        """Measure with this model, once; `wait` sleeps some seconds and says whether to go on."""
+    def build_encoder(self, artifact: Artifact, contract: Contract) -> Encoder:
+        """As `inference.load_encoder`, with the engine of the moment."""
+        return inference.load_encoder(artifact, contract, self.encoder_engine)
+
+    def tune(self, artifact: Artifact, wait: Callable[[float], bool], encoder: Artifact | None = None) -> bool:
+        """Measure with this model and its encoder, once; `wait` sleeps some seconds and says whether to go on.
+
+        Returns whether that has changed how models are built.
+        """
         if not self.wanted:
-            return
+            return False
+        before = self.engine
         try:
-            models = [Model(artifact, self._contract, replace(self.engine, threads=n)) for n in CANDIDATES]
-            times = paced(models, self._contract, wait)
+            times = paced([self._candidate(artifact, encoder, n) for n in CANDIDATES], self._contract, wait)
         except (ArtifactError, UserError, ModelFailure) as error:
             self._log.warn("inference.not_tuned", every_s=60.0, reason=error)
-            return
+            return False
         if times is None:
-            return
+            return False
         one_s, two_s = (statistics.median(t) for t in times)
         made = Tuned(best(one_s, two_s), one_s, two_s, _version(), os.cpu_count() or 1, self._contract.rate_hz)
         self._decide(made)
@@ -76,10 +92,18 @@ class Tuner:
             durable.replace(self._path, _TUNED.dump_json(made, indent=1) + b"\n")
         except OSError as error:
             self._log.warn("inference.tuning_not_kept", path=self._path, reason=error.strerror)
+        return self.engine != before
+
+    def _candidate(self, artifact: Artifact, encoder: Artifact | None, threads: int) -> Model:
+        front = None
+        if encoder is not None:
+            front = Encoder(encoder, self._contract, replace(self.encoder_engine, threads=threads))
+        return Model(artifact, self._contract, front, replace(self.engine, threads=threads))
 
     def _decide(self, tuned: Tuned) -> None:
         self.wanted = False
         self.engine = replace(self.engine, threads=tuned.threads)
+        self.encoder_engine = replace(self.encoder_engine, threads=tuned.threads)
         self._log.info("inference.tuned", **asdict(tuned))
 
     def _known(self) -> Tuned | None:

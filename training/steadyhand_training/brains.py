@@ -10,7 +10,7 @@ from torch import nn
 
 from steadyhand_models.contract import Contract
 from steadyhand_models.nets.actor_critic import Policy
-from steadyhand_models.nets.backbone import BackboneEncoder, read_weights
+from steadyhand_models.nets.backbone import BackboneEncoder, SpatialEmbeddings, read_weights
 from steadyhand_models.nets.drqv2 import PixelEncoder, ScheduledActor, Trunk
 from steadyhand_models.nets.encoder import OVERLAPPING, Encoder
 from steadyhand_models.nets.gripper import GripperCritic
@@ -80,6 +80,22 @@ class Plan:
         head = policy.encoder.head if self.settings.sight is Encoders.BACKBONE else policy.encoder
         assert isinstance(head, nn.Module)
         return head
+
+    def stem(self, policy: Policy) -> nn.Module | None:
+        """The part of the encoder that never learns again, to features (B, F); None where all of it learns."""
+        if self.settings.sight is Encoders.FROZEN:
+            return policy.encoder
+        if self.settings.sight is Encoders.BACKBONE:
+            return nn.Sequential(policy.encoder.stem, nn.Flatten())  # type: ignore[arg-type]
+        return None
+
+    def behind_stem(self, policy: Policy) -> Policy:
+        """The policy for the features of its own stem."""
+        if self.settings.sight is not Encoders.BACKBONE:
+            return policy.behind()
+        head = policy.encoder.head
+        assert isinstance(head, SpatialEmbeddings)
+        return policy.behind(nn.Sequential(nn.Unflatten(1, head.maps), head))
 
     def published(self, policy: Policy, average: nn.ModuleDict) -> Policy:
         """The policy with the running averages in place of what is being trained; on the CPU, sharing what it can."""

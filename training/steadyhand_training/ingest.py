@@ -16,7 +16,7 @@ from typing import Any
 import zmq
 
 from steadyhand_models import artifact, contract, topics, wire
-from steadyhand_models.artifact import ArtifactError
+from steadyhand_models.artifact import ANSWERING, ArtifactError
 from steadyhand_models.cli import UserError
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import (
@@ -78,6 +78,12 @@ class Shelf:
     def notice(self, channel: Channel, version: int) -> ModelNotice:
         data, sha256 = self.bundle(channel, version)
         return ModelNotice(channel, version, len(data), sha256)
+
+    def offer(self, channel: Channel, version: int) -> list[ModelNotice]:
+        """The notice of one artifact, after that of the encoder that it names. Raises ArtifactError."""
+        encoder = self.registry.manifest(channel, version).encoder_version
+        first = [self.notice(Channel.ENCODER, encoder)] if encoder else []
+        return [*first, self.notice(channel, version)]
 
 
 @dataclass
@@ -206,10 +212,10 @@ class Ingest:
         acked = self._journal.acked(hello.edge, hello.run)
         log.info("ingest.welcome", edge=hello.edge, run=hello.run, acked=acked)
         self._send(identity, Welcome(hello.run, acked))
-        for channel in Channel:
+        for channel in ANSWERING:
             version = self._shelf.registry.newest(channel)
-            if version is not None:
-                self._send(identity, self._shelf.notice(channel, version))
+            for notice in self._shelf.offer(channel, version) if version is not None else ():
+                self._send(identity, notice)
         if self._credit is not None:
             self._send(identity, self._credit)
 
@@ -245,12 +251,13 @@ class Ingest:
 
     def _announce(self, channel: Channel, version: int) -> None:
         try:
-            notice = self._shelf.notice(channel, version)
+            notices = self._shelf.offer(channel, version)
         except ArtifactError as error:
             self._warn("ingest.cannot_announce", channel=channel.value, version=version, reason=error)
             return
         for identity in list(self._peers):
-            self._send(identity, notice)
+            for notice in notices:
+                self._send(identity, notice)
 
     def _grant(self, credit: Credit) -> None:
         self._credit = credit

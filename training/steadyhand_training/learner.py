@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from steadyhand_models.artifact import Artifact, Manifest, digest
+from steadyhand_models.artifact import Artifact, Golden, Manifest, digest
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel
 from steadyhand_models.nets import export
@@ -97,6 +97,7 @@ class Learner:
         self._random = np.random.default_rng(seed)
         self._seed = seed
         self._exporter = export.Exporter()
+        self._stem: tuple[bytes, Golden] | None = None  # as exported
         self._good = self.algorithm.state_dict()
         self._sights = self._plan.sights(self.policy, replay)
 
@@ -111,6 +112,7 @@ class Learner:
         loss = self._clone(report)
         if self.settings.sight is Encoders.FROZEN:
             self.policy.encoder.requires_grad_(False)
+        self._stem = None
         self.algorithm = self._plan.algorithm(self.policy, self._seed)
         self.pretrained = True
         self._sights.forget()
@@ -291,14 +293,38 @@ class Learner:
         """What a robot should run now: running averages in place of what single updates swing about."""
         return self._plan.published(self.policy, self.algorithm.average)
 
-    def artifact(self, version: int, parent: int) -> Artifact:
-        """The present policy as an artifact, its parity with torch checked. Raises ExportError."""
-        rows = self._golden_rows()
-        model, golden = self._exporter.policy(
-            self.published(), self.contract, self.replay.frames[rows], self.replay.state[rows], seed=version
-        )
+    def encoder(self, version: int) -> Artifact | None:
+        """What of the encoder never learns again, as an artifact of its own; None where all of it learns.
+
+        Exported once. Raises ExportError.
+        """
+        stem = self._plan.stem(self.published())
+        if stem is None:
+            return None
+        if self._stem is None:
+            self._stem = export.encoder(stem, self.contract, self.replay.frames[self._golden_rows()])
+        return self._artifact(Channel.ENCODER, version, version - 1, *self._stem)
+
+    def artifact(self, version: int, parent: int, encoder: Artifact | None = None) -> Artifact:
+        """The present policy as an artifact, its parity with torch checked. Raises ExportError.
+
+        With the artifact of its encoder it takes the features of that one instead of frames, and names it.
+        """
+        policy, rows = self.published(), self._golden_rows()
+        if encoder is None:
+            frames, state = self.replay.frames[rows], self.replay.state[rows]
+            made = self._exporter.policy(policy, self.contract, frames, state, seed=version)
+            return self._artifact(Channel.POLICY, version, parent, *made)
+        state = self.replay.state[np.resize(rows, len(encoder.golden.output))]
+        policy = self._plan.behind_stem(policy)
+        made = self._exporter.policy_on_features(policy, self.contract, encoder, state, seed=version)
+        return self._artifact(Channel.POLICY, version, parent, *made, encoder)
+
+    def _artifact(
+        self, channel: Channel, version: int, parent: int, model: bytes, golden: Golden, encoder: Artifact | None = None
+    ) -> Artifact:
         manifest = Manifest(
-            channel=Channel.POLICY,
+            channel=channel,
             version=version,
             parent=parent,
             contract_hash=self.contract.hash,
@@ -307,7 +333,9 @@ class Learner:
             created_unix_s=time.time(),
             boundary="tick",
             tolerance=export.TOLERANCE,
-            metrics=dict(self.metrics),
+            metrics=dict(self.metrics) if channel is Channel.POLICY else {},
+            encoder_version=encoder.manifest.version if encoder is not None else 0,
+            encoder_sha256=encoder.manifest.sha256 if encoder is not None else "",
         )
         return Artifact(manifest, model, golden)
 
@@ -363,6 +391,7 @@ class Learner:
         if self.settings.sight is Encoders.FROZEN:
             self.policy.encoder.requires_grad_(not self.pretrained)
         self._good = self.algorithm.state_dict()
+        self._stem = None
         self._sights.forget()
         self.observe(np.arange(self.replay.size))
 

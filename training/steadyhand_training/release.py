@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from steadyhand_models import keys
-from steadyhand_models.artifact import Artifact
+from steadyhand_models.artifact import Artifact, ArtifactError
 from steadyhand_models.messages import Channel, Swap, SwapOutcome
+from steadyhand_models.nets.export import ExportError
 from steadyhand_models.registry import Registry
 from steadyhand_training import log
 from steadyhand_training.ingest import Ingest
@@ -60,6 +62,25 @@ class Release:
         """Whether something was learned since the last policy, and may be published."""
         return self.standings.may_publish(updates) and self.schedule.fresh(updates) > 0
 
+    def encoder(self, export: Callable[[int], Artifact | None]) -> Artifact | None:
+        """The frozen encoder that policies are to name, published where its content is new; None where there is none.
+
+        `export` makes it under a version. Raises ExportError when it cannot be published: nor can the policy then.
+        """
+        newest = self.newest(Channel.ENCODER)
+        made = export(newest + 1)
+        if made is None:
+            return None
+        try:
+            known = self.registry.load(Channel.ENCODER, newest) if newest else None
+            if known is not None and _same_encoder(known, made):
+                return known
+            self._publisher.publish(made)
+        except (ArtifactError, OSError) as error:
+            raise ExportError(f"its {made.manifest.name} could not be published: {error}") from None
+        self._reporter.event("publish", made.manifest)
+        return made
+
     def send(self, artifact: Artifact, now_s: float, updates: int) -> bool:
         """Publish an artifact; whether that could be done."""
         manifest = artifact.manifest
@@ -97,3 +118,8 @@ class Release:
                 return
             self._ingest.arrived.wait(LOOK_S)
             self._ingest.arrived.clear()
+
+
+def _same_encoder(known: Artifact, made: Artifact) -> bool:
+    """Whether both compute the same for the same contract; their golden vectors may be of other frames."""
+    return known.model == made.model and known.manifest.contract_hash == made.manifest.contract_hash

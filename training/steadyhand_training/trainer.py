@@ -337,7 +337,7 @@ class Trainer:
     def _artifact(self, channel: Channel, version: int) -> Artifact:
         if channel is Channel.CLASSIFIER:
             return self.correction.artifact(version)
-        made = self.learner.artifact(version, version - 1)
+        made = self.learner.artifact(version, version - 1, self.release.encoder(self.learner.encoder))
         # How much the robot had done by then: versions are compared by that, and by nothing that a restart changes.
         metrics = made.manifest.metrics | {"steps": float(self.memory.tally.steps)}
         return dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, metrics=metrics))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -109,7 +110,7 @@ class Policy(nn.Module):
 
     Noise of zero gives the deterministic action; standard normal noise samples. The encoder maps frames to features
     (B, `features`), the actor observations (B, features + S) to actions; a gripper, where there is one, chooses the
-    last dimension instead of the actor.
+    last dimension instead of the actor. `behind` makes one that takes features instead of frames.
     """
 
     state_offset: Tensor
@@ -136,6 +137,14 @@ class Policy(nn.Module):
         self.gripper = gripper
         self.register_buffer("state_offset", torch.from_numpy(contract.state_offset))
         self.register_buffer("state_scale", torch.from_numpy(contract.state_scale))
+
+    def behind(self, head: nn.Module | None = None) -> Policy:
+        """This policy for the features of an encoder of its own, sharing all weights; `head` is what goes on from them
+        to (B, `features`)."""
+        made = copy.copy(self)
+        # A table of its own: that of a shallow copy would be this policy's.
+        made._modules = self._modules | {"encoder": head if head is not None else nn.Identity()}
+        return made
 
     def normalise(self, state: Tensor) -> Tensor:
         """State (B, S) in the contract's units to numbers of order one; a broken sensor cannot blow them up."""

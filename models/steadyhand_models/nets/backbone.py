@@ -198,6 +198,7 @@ class SpatialEmbeddings(nn.Module):
     def __init__(self, maps_shape: tuple[int, int, int, int], embeddings: int, features_per_camera: int) -> None:
         """maps_shape is (C, channels, h, w)."""
         super().__init__()
+        self.maps = maps_shape
         cameras, channels, height, width = maps_shape
         spread = (height * width) ** -0.5  # LeCun's for a sum over places
         self.pictures = nn.Parameter(torch.randn(cameras, channels, height * width, embeddings) * spread)

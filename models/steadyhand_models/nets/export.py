@@ -1,4 +1,4 @@
-"""Export of policies and classifiers to ONNX, with golden vectors and proof that the graph computes what torch did."""
+"""Export of networks to ONNX, with golden vectors and proof that the graph computes what torch did."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from steadyhand_models.artifact import Golden
+from steadyhand_models.artifact import Artifact, Golden
 from steadyhand_models.contract import Contract
 
 # The oldest supported onnxruntime is 1.23, the last for Python 3.10; it reads these.
@@ -23,7 +23,10 @@ OPSET = 17
 IR_VERSION = 10
 TOLERANCE = 1e-4
 POLICY_INPUTS = ("frames", "state", "noise")
+POLICY_ON_FEATURES_INPUTS = ("features", "state", "noise")
 POLICY_OUTPUT = "action"
+ENCODER_INPUTS = ("frames",)
+ENCODER_OUTPUT = "features"
 CLASSIFIER_INPUTS = ("frames",)
 CLASSIFIER_OUTPUT = "probability"
 
@@ -42,6 +45,7 @@ class Exporter:
 
     def __init__(self) -> None:
         self._graph: onnx.ModelProto | None = None
+        self._seen: tuple[str, F32] | None = None
 
     def policy(self, net: nn.Module, contract: Contract, frames: U8, state: F32, seed: int = 0) -> tuple[bytes, Golden]:
         """ONNX bytes and golden vectors of a policy, from samples frames (N, C, H, W, 3) and state (N, S).
@@ -49,17 +53,44 @@ class Exporter:
         The second half of the golden vectors has noise. Raises ExportError where onnxruntime, or onnx's own evaluator
         where that is not installed, differs from torch by more than TOLERANCE, or where anything is not finite.
         """
-        noise = np.random.default_rng(seed).standard_normal((len(frames), len(contract.action)), np.float32)
-        noise[: len(frames) // 2] = 0.0
+        noise = _noise(len(frames), contract, seed)
         model, output = self._export(net, POLICY_INPUTS, POLICY_OUTPUT, (frames, state, noise))
         return model, Golden(frames, state, noise, output)
+
+    def policy_on_features(
+        self, net: nn.Module, contract: Contract, encoder: Artifact, state: F32, seed: int = 0
+    ) -> tuple[bytes, Golden]:
+        """The same of a policy (features, state, noise) behind a published encoder, from as many states (N, S) as that
+        has golden vectors: its golden features are the inputs.
+
+        Raises ExportError as `policy`, and where golden frames through both exported graphs give anything else.
+        """
+        features, none = encoder.golden.output, np.zeros((0, *encoder.golden.frames.shape[1:]), np.uint8)
+        noise = _noise(len(features), contract, seed)
+        model, output = self._export(net, POLICY_ON_FEATURES_INPUTS, POLICY_OUTPUT, (features, state, noise))
+        seen = self._through(encoder)
+        problem = _difference(model, POLICY_ON_FEATURES_INPUTS, (seen, state, noise), output)
+        if problem is not None:
+            raise ExportError(f"behind {encoder.manifest.name}: {problem}")
+        return model, Golden(none, state, noise, output)
+
+    def encoder(self, net: nn.Module, contract: Contract, frames: U8) -> tuple[bytes, Golden]:
+        """ONNX bytes and golden vectors of an encoder to (N, F), from samples frames (N, C, H, W, 3); raises as
+        `policy`."""
+        model, output = self._export(net, ENCODER_INPUTS, ENCODER_OUTPUT, (frames,))
+        return model, Golden(frames, *_unused(len(frames), contract), output)
 
     def classifier(self, net: nn.Module, contract: Contract, frames: U8) -> tuple[bytes, Golden]:
         """ONNX bytes and golden vectors of a classifier, from samples frames (N, C, H, W, 3); raises as `policy`."""
         model, output = self._export(net, CLASSIFIER_INPUTS, CLASSIFIER_OUTPUT, (frames,))
-        state = np.zeros((len(frames), len(contract.state)), np.float32)
-        noise = np.zeros((len(frames), len(contract.action)), np.float32)
-        return model, Golden(frames, state, noise, output)
+        return model, Golden(frames, *_unused(len(frames), contract), output)
+
+    def _through(self, encoder: Artifact) -> F32:
+        """What an encoder's exported graph makes of its golden frames; computed once."""
+        sha256 = encoder.manifest.sha256
+        if self._seen is None or self._seen[0] != sha256:
+            self._seen = sha256, _evaluated(encoder.model, ENCODER_INPUTS, (encoder.golden.frames,))
+        return self._seen[1]
 
     def _export(self, net: nn.Module, names: Sequence[str], output_name: str, samples: Samples) -> tuple[bytes, F32]:
         _refuse_broken_weights(net)
@@ -83,9 +114,26 @@ def policy(net: nn.Module, contract: Contract, frames: U8, state: F32, seed: int
     return Exporter().policy(net, contract, frames, state, seed)
 
 
+def encoder(net: nn.Module, contract: Contract, frames: U8) -> tuple[bytes, Golden]:
+    """One export of an encoder; see `Exporter.encoder`."""
+    return Exporter().encoder(net, contract, frames)
+
+
 def classifier(net: nn.Module, contract: Contract, frames: U8) -> tuple[bytes, Golden]:
     """One export of a classifier; see `Exporter.classifier`."""
     return Exporter().classifier(net, contract, frames)
+
+
+def _noise(count: int, contract: Contract, seed: int) -> F32:
+    """Golden noise (N, A), the first half of it zero."""
+    noise = np.random.default_rng(seed).standard_normal((count, len(contract.action)), np.float32)
+    noise[: count // 2] = 0.0
+    return noise
+
+
+def _unused(count: int, contract: Contract) -> tuple[F32, F32]:
+    """Golden state and noise of what takes neither."""
+    return np.zeros((count, len(contract.state)), np.float32), np.zeros((count, len(contract.action)), np.float32)
 
 
 def _refuse_broken_weights(net: nn.Module) -> None:
@@ -97,7 +145,7 @@ def _refuse_broken_weights(net: nn.Module) -> None:
 def _run_torch(net: nn.Module, samples: Samples) -> F32:
     """Outputs (N, ...) one sample at a time, as the robot will ask for them."""
     with torch.inference_mode():
-        rows = [net(*(torch.from_numpy(s[i : i + 1]) for s in samples)) for i in range(len(samples[0]))]
+        rows = [net(*(torch.tensor(s[i : i + 1]) for s in samples)) for i in range(len(samples[0]))]
     output: F32 = torch.cat(rows).numpy()
     if not np.isfinite(output).all():
         raise ExportError("the network's output is not finite")
@@ -148,9 +196,7 @@ def _replace_weights(graph: onnx.ModelProto, net: nn.Module) -> bool:
 
 def _difference(model: bytes, names: Sequence[str], samples: Samples, expected: F32) -> str | None:
     """How the exported model differs from what torch computed, or None within TOLERANCE."""
-    evaluate = evaluator(model)
-    feeds = [{name: sample[i : i + 1] for name, sample in zip(names, samples)} for i in range(len(samples[0]))]
-    got = np.concatenate([evaluate(feed) for feed in feeds])
+    got = _evaluated(model, names, samples)
     if got.shape != expected.shape:
         return f"the exported model gives {got.shape}, torch gave {expected.shape}"
     apart = float(np.abs(got - expected).max())
@@ -161,6 +207,13 @@ def _difference(model: bytes, names: Sequence[str], samples: Samples, expected: 
 def evaluator(model: bytes) -> Evaluate:
     """Runs exported bytes on the CPU: by onnxruntime, or by onnx's own evaluator where that is not installed."""
     return _onnxruntime(model) if importlib.util.find_spec("onnxruntime") else _reference(model)
+
+
+def _evaluated(model: bytes, names: Sequence[str], samples: Samples) -> F32:
+    """What the exported model answers to samples (N, ...), one at a time."""
+    evaluate = evaluator(model)
+    feeds = [{name: sample[i : i + 1] for name, sample in zip(names, samples)} for i in range(len(samples[0]))]
+    return np.concatenate([evaluate(feed) for feed in feeds])
 
 
 def _onnxruntime(model: bytes) -> Evaluate:

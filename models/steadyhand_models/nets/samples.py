@@ -35,6 +35,8 @@ FAULTS = {"nan": (Fault.NAN, 0), "error": (Fault.ERROR, 0), "slow": (Fault.SLOW,
 class SamplesSettings:
     """Registries of sample artifacts: `good`, and one `fault-NAME` of a single policy for each fault.
 
+    Policies take the features of one frozen encoder, which is in `good`.
+
     Example: python -m steadyhand_models.nets.samples --out /tmp/samples --policies 3
     """
 
@@ -54,13 +56,15 @@ def main(argv: Sequence[str]) -> int:
     frames = rng.integers(0, 256, (GOLDEN, *contract.frames_shape), dtype=np.uint8)
     state = (contract.state_offset + contract.state_scale * rng.normal(size=(GOLDEN, len(contract.state)))).astype("f4")
     good, net, exporter = Registry(chosen.out / "good"), Policy(contract).eval(), Exporter()
+    eye = _artifact(contract, Channel.ENCODER, 1, *Exporter().encoder(net.encoder, contract, frames))
+    good.publish(eye)
     for version in range(1, chosen.policies + 1):
-        last = _artifact(contract, Channel.POLICY, version, *exporter.policy(net, contract, frames, state))
+        made = exporter.policy_on_features(net.behind(), contract, eye, state)
+        last = _artifact(contract, Channel.POLICY, version, *made, eye.manifest.sha256)
         good.publish(last)
         _drift(net)
     judge = classifiers.build(contract.frames_shape, classifiers.DEFAULT_HEADS, chosen.seed).eval()
-    made = Exporter().classifier(judge, contract, frames)
-    good.publish(_artifact(contract, Channel.CLASSIFIER, 1, *made))
+    good.publish(_artifact(contract, Channel.CLASSIFIER, 1, *Exporter().classifier(judge, contract, frames)))
     for name, (fault, turns) in FAULTS.items():
         Registry(chosen.out / f"fault-{name}").publish(make(last, fault, last.manifest.version + 1, turns))
     if chosen.state_dicts:
@@ -70,16 +74,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _drift(net: Policy) -> None:
-    """Move the weights a little, as learning does between two versions."""
+    """Move the actor's weights a little, as learning does between two versions."""
     with torch.no_grad():
-        for weight in net.parameters():
+        for weight in net.actor.parameters():
             weight.add_(torch.randn_like(weight) * SPREAD * (weight.std() if weight.numel() > 1 else 0.0))
 
 
-def _artifact(contract: Contract, channel: Channel, version: int, model: bytes, golden: Golden) -> Artifact:
-    boundary: Literal["tick", "episode"] = "tick" if channel is Channel.POLICY else "episode"
+def _artifact(
+    contract: Contract, channel: Channel, version: int, model: bytes, golden: Golden, encoder_sha256: str = ""
+) -> Artifact:
+    boundary: Literal["tick", "episode"] = "episode" if channel is Channel.CLASSIFIER else "tick"
     manifest = Manifest(
-        channel, version, version - 1, contract.hash, digest(model, golden), 0, time.time(), boundary, TOLERANCE
+        channel, version, version - 1, contract.hash, digest(model, golden), 0, time.time(), boundary, TOLERANCE,
+        encoder_version=1 if encoder_sha256 else 0, encoder_sha256=encoder_sha256,
     )  # fmt: skip
     return Artifact(manifest, model, golden)
 

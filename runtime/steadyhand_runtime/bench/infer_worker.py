@@ -1,4 +1,4 @@
-"""Times policy and classifier in onnxruntime in a process of its own: as the robot runs them, or with its defaults."""
+"""Times all models in onnxruntime in a process of its own: as the robot runs them, or with its defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steadyhand_models.artifact import CPU
 from steadyhand_models.messages import Channel
 from steadyhand_models.pacing import Timing, paced
 from steadyhand_models.registry import Registry
-from steadyhand_runtime import inference
+from steadyhand_runtime import encoders
 from steadyhand_runtime.engine import import_onnxruntime
 
 OURS, DEFAULT = "steadyhand", "onnxruntime default"
@@ -46,8 +46,8 @@ Answer = Callable[[Any, Any, Any], None]
 
 def _ours(job: Job) -> Answer:
     contract, registry = task.load("lift").contract(), Registry(Path(job.samples) / "good")
-    policy = inference.load(registry.load(Channel.POLICY, registry.newest(Channel.POLICY) or 0), contract)
-    classifier = inference.load(registry.load(Channel.CLASSIFIER, 1), contract)
+    policy = encoders.load(registry, registry.load(Channel.POLICY, registry.newest(Channel.POLICY) or 0), contract)
+    classifier = encoders.load(registry, registry.load(Channel.CLASSIFIER, 1), contract)
 
     def answer(frames: Any, state: Any, noise: Any) -> None:
         classifier.run(frames)
@@ -61,12 +61,14 @@ def _default(job: Job) -> Answer:
     onnxruntime, registry = import_onnxruntime(), Registry(Path(job.samples) / "good")
     sessions = {
         channel: onnxruntime.InferenceSession(registry.load(channel, version).model, providers=[CPU])
-        for channel, version in ((Channel.POLICY, registry.newest(Channel.POLICY) or 0), (Channel.CLASSIFIER, 1))
+        for channel in Channel
+        for version in (registry.newest(channel) or 0,)
     }
 
     def answer(frames: Any, state: Any, noise: Any) -> None:
         sessions[Channel.CLASSIFIER].run(None, {"frames": frames[None]})
-        sessions[Channel.POLICY].run(None, {"frames": frames[None], "state": state[None], "noise": noise[None]})
+        (features,) = sessions[Channel.ENCODER].run(None, {"frames": frames[None]})
+        sessions[Channel.POLICY].run(None, {"features": features, "state": state[None], "noise": noise[None]})
 
     return answer
 

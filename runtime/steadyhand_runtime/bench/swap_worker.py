@@ -26,6 +26,7 @@ from steadyhand_models.standing import Quarantine
 from steadyhand_runtime import inference, standby
 from steadyhand_runtime.clock import NS_PER_S, MonotonicClock, Rate, realtime
 from steadyhand_runtime.cutoff import Cutoff
+from steadyhand_runtime.encoders import Encoders
 from steadyhand_runtime.model_host import CUTOFF_LOOKS
 from steadyhand_runtime.priority import fifo
 from steadyhand_runtime.standby import Standby
@@ -136,6 +137,7 @@ class Bench:
         good = Registry(Path(job.samples) / "good")
         self._policies = [good.load(Channel.POLICY, v) for v in good.versions(Channel.POLICY)]
         self.registry.publish(good.load(Channel.CLASSIFIER, 1))
+        self.registry.publish(good.load(Channel.ENCODER, 1))
         # In a thread, as on a robot in another process: a slow disk is not what is measured.
         self._publisher = ThreadPoolExecutor(1, initializer=fifo, initargs=(standby.PRIORITY,))
         self.published = 0
@@ -146,6 +148,7 @@ class Bench:
         self._cutoff = Cutoff(1.0 / contract.rate_hz / CUTOFF_LOOKS, PRIORITY + 1)
         self.standby = Standby(self.registry, contract, self._quarantine, self._build)
         self.models = Models(self.standby, self._quarantine)
+        self._encoders = Encoders(self.registry, contract)  # the peer's: it need not build what it has
         self.loop = Loop(job, self.models, self.standby.slack)
 
     def publish(self, artifact: Artifact | None = None) -> int:
@@ -183,15 +186,18 @@ class Bench:
         refused = [r.reason for r in self.models.records() if r.outcome is SwapOutcome.REFUSED]
         raise RuntimeError(f"policy v{version} was never in force: {refused or 'no word'}")
 
-    def _build(self, artifact: Artifact, contract: Contract) -> inference.Model:
-        return inference.load(artifact, contract, None, self._cutoff)
+    def _build(
+        self, artifact: Artifact, contract: Contract, encoder: inference.Encoder | None = None
+    ) -> inference.Model:
+        return inference.load(artifact, contract, encoder, cutoff=self._cutoff)
 
     def _build_in_the_loop(self) -> None:
         """What a loop does that has nobody to prepare its models: load the newest, check it, use it."""
         newest = self.registry.newest(Channel.POLICY) or 0
         if newest > self.models.policy.version:
             made = self.registry.load(Channel.POLICY, newest)
-            self.models.policy.put(inference.load(made, self._contract), self.loop.deadline_ns)
+            encoder = self._encoders.trial(made.manifest)
+            self.models.policy.put(inference.load(made, self._contract, encoder), self.loop.deadline_ns)
 
 
 def swaps(job: Job, bench: Bench, result: Result) -> None:

@@ -17,12 +17,12 @@ from pydantic import Field
 
 from steadyhand_models import settings
 from steadyhand_models import task as tasks
-from steadyhand_models.artifact import Artifact, ArtifactError, verify
+from steadyhand_models.artifact import Artifact, ArtifactError
 from steadyhand_models.cli import UserError
 from steadyhand_models.messages import BusAction, Channel, EventKind, Mode, OperatorEvent, Step
 from steadyhand_models.registry import Registry
 from steadyhand_models.task import Task
-from steadyhand_runtime import inference
+from steadyhand_runtime import encoders
 from steadyhand_runtime.config import ControlSettings, RewardSource
 from steadyhand_runtime.control import Control
 from steadyhand_runtime.sim import light as lights
@@ -204,9 +204,7 @@ def load_model(registry: Registry, channel: Channel, version: int, task: Task) -
     if not chosen:
         raise ArtifactError(f"{registry.root}: no {channel.value} there; give --registry RUN_FOLDER/registry")
     artifact = registry.load(channel, chosen)
-    contract = task.contract()
-    verify(artifact, contract.hash)
-    return artifact, inference.load(artifact, contract)
+    return artifact, encoders.load(registry, artifact, task.contract())
 
 
 def evaluate(chosen: EvaluateSettings, progress: Callable[[list[Judged]], None]) -> dict[str, Any]:
