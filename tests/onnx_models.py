@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -81,6 +83,84 @@ def classifier(
     made = _artifact(contract, Channel.CLASSIFIER, version, model, golden, boundary="episode")
     manifest = Manifest(**{**_fields(made.manifest), "threshold": threshold, "debounce_frames": k})
     return Artifact(manifest, made.model, made.golden)
+
+
+def encoder(
+    contract: Contract, version: int = 1, scale: float = 1.0, poison: bool = False, golden_off: float = 0.0
+) -> Artifact:
+    """Features: each camera's mean brightness in 0..1, times scale. A poisoned one is 0 / 0 where the first camera sees
+    nothing but white, which neither golden vectors nor warming show."""
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["light"], axes=[2, 3, 4], keepdims=0),
+        helper.make_node("Mul", ["light", "scale"], ["share"]),
+    ]
+    constants = {"scale": np.full(1, scale / 255, np.float32)}
+    if poison:
+        nodes += [
+            helper.make_node("Gather", ["light", "first"], ["front"], axis=1),
+            helper.make_node("Sub", ["front", "white"], ["away"]),
+            helper.make_node("Div", ["away", "away"], ["one"]),
+            helper.make_node("Mul", ["share", "one"], ["features"]),
+        ]
+        constants |= {"first": np.zeros(1, np.int64), "white": np.full(1, 255, np.float32)}
+    else:
+        nodes.append(helper.make_node("Identity", ["share"], ["features"]))
+    width = contract.frames_shape[0]
+    model = _model(nodes, [_frames(contract)], _floats("features", width), constants)
+    golden = _golden(contract, np.random.default_rng(version), np.zeros((GOLDEN, len(contract.action)), "f4"), None)
+    mean = golden.frames.reshape(GOLDEN, width, -1).mean(axis=2, dtype=np.float64) * scale / 255
+    golden = replace(golden, output=mean.astype(np.float32) + np.float32(golden_off))
+    return _artifact(contract, Channel.ENCODER, version, model, golden, boundary="tick")
+
+
+def policy_behind(
+    eye: Artifact, contract: Contract, version: int = 1, bias: float = 0.25, gain: float = 1.0
+) -> Artifact:
+    """action = tanh(bias + noise + gain * sum of features + 0 * state[:A]), from the features of an encoder."""
+    action, width = len(contract.action), contract.frames_shape[0]
+    nodes = [
+        helper.make_node("MatMul", ["state", "select"], ["few"]),
+        helper.make_node("MatMul", ["features", "spread"], ["seen"]),
+        helper.make_node("Sum", ["few", "seen", "bias", "noise"], ["free"]),
+        helper.make_node("Tanh", ["free"], ["action"]),
+    ]
+    constants = {
+        "select": np.zeros((len(contract.state), action), np.float32),
+        "spread": np.full((width, action), gain, np.float32),
+        "bias": np.full((1, action), bias, np.float32),
+    }
+    inputs = [_floats("features", width), _floats("state", len(contract.state)), _floats("noise", action)]
+    model = _model(nodes, inputs, _floats("action", action), constants)
+    rng = np.random.default_rng(version)
+    noise = rng.uniform(0.1, 0.5, (GOLDEN, action)).astype(np.float32)
+    wanted = np.tanh(bias + noise + gain * eye.golden.output.sum(axis=1, keepdims=True))
+    golden = _golden(contract, rng, noise, wanted.astype(np.float32))
+    return _behind(eye, _artifact(contract, Channel.POLICY, version, model, golden, boundary="tick"))
+
+
+def classifier_behind(eye: Artifact, contract: Contract, version: int = 1) -> Artifact:
+    """Three heads say the mean of an encoder's features."""
+    width = contract.frames_shape[0]
+    nodes = [helper.make_node("MatMul", ["features", "mean"], ["probability"])]
+    constants = {"mean": np.full((width, 3), 1 / width, np.float32)}
+    model = _model(nodes, [_floats("features", width)], _floats("probability", 3), constants)
+    noise = np.zeros((GOLDEN, len(contract.action)), np.float32)
+    wanted = np.repeat(eye.golden.output.mean(axis=1, keepdims=True), 3, axis=1)
+    golden = _golden(contract, np.random.default_rng(version), noise, wanted)
+    return _behind(eye, _artifact(contract, Channel.CLASSIFIER, version, model, golden, boundary="episode"))
+
+
+def _behind(eye: Artifact, made: Artifact) -> Artifact:
+    """The same, naming an encoder, without frames of its own."""
+    golden = replace(made.golden, frames=made.golden.frames[:0])
+    manifest = replace(
+        made.manifest,
+        sha256=digest(made.model, golden),
+        encoder_version=eye.manifest.version,
+        encoder_sha256=eye.manifest.sha256,
+    )
+    return Artifact(manifest, made.model, golden)
 
 
 def _fields(manifest: Manifest) -> dict[str, object]:

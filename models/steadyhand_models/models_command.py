@@ -135,7 +135,8 @@ def rows(registry: Registry, now_unix_s: float) -> list[Row]:
 
 
 def pin(registry: Registry, channel: Channel, version: int) -> None:
-    """Raises ArtifactError for a version that is not there, lacks its encoder or is quarantined, UserError where nothing can be written."""
+    """Raises ArtifactError for a version that is not there, is in quarantine or lacks its encoder, UserError where
+    nothing can be written."""
     manifest = registry.manifest(channel, version)
     if manifest.sha256 in Quarantine(registry.root / QUARANTINE):
         raise ArtifactError(f"{channel.value} v{version}: is in quarantine; pin another one")
