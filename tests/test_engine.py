@@ -47,6 +47,26 @@ def test_a_provider_that_was_demanded_and_does_not_start_is_an_error_and_not_a_s
     assert engine.choose([Provider.CUDA, Provider.CPU]).note
 
 
+def test_tensorrt_is_for_the_encoder_alone_and_what_it_built_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, CPU, engine.TENSORRT)
+    with pytest.raises(SettingsError, match=r"control\.encoder_providers"):
+        engine.choose([Provider.TENSORRT, Provider.CPU])
+    chosen = engine.choose_for_encoder([Provider.TENSORRT, Provider.CPU], cache="/somewhere")
+    assert chosen.providers == (engine.TENSORRT, CPU) and chosen.cache == "/somewhere"
+    (name, options), after = engine._with_options(chosen)
+    assert (name, after) == (engine.TENSORRT, CPU) and options["trt_engine_cache_path"] == "/somewhere"
+
+
+def test_an_encoder_s_providers_are_chosen_by_their_own_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, CPU)
+    fallen = engine.choose_for_encoder([Provider.TENSORRT, Provider.CUDA, Provider.CPU])
+    assert fallen.providers == (CPU,) and "TensorrtExecutionProvider, CUDA" in fallen.note
+    with pytest.raises(UserError, match=r"control\.encoder_providers"):
+        engine.choose_for_encoder([Provider.TENSORRT])
+    with pytest.raises(SettingsError, match=r"control\.encoder_providers: write"):
+        engine.choose_for_encoder([])
+
+
 @pytest.mark.parametrize("wanted", [[], [Provider.AUTO, Provider.CPU]])
 def test_a_list_that_makes_no_sense_is_refused_with_the_right_form(wanted: list[Provider]) -> None:
     with pytest.raises(SettingsError, match="best first"):
@@ -123,3 +143,16 @@ def test_the_real_measurement_calls_each_candidate_in_turn_at_the_pace_and_stops
     stopped = tuner(tmp_path / "none")
     stopped.tune(onnx_models.policy(CONTRACT), lambda seconds: False)
     assert stopped.wanted
+
+
+def test_an_encoder_is_measured_with_its_policy_and_gets_as_many_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eye = onnx_models.encoder(CONTRACT)
+    policy = onnx_models.policy_behind(eye, CONTRACT)
+    made = measured(monkeypatch, 1.0, 0.5)
+    one = tuner(tmp_path)
+    assert one.tune(policy, lambda seconds: True, eye), "models are to be built otherwise from now on"
+    assert made == [2] and one.encoder_engine.threads == 2
+    assert one.build(policy, CONTRACT, one.build_encoder(eye, CONTRACT)).version == 1
+    assert not one.tune(policy, lambda seconds: True, eye)

@@ -202,6 +202,22 @@ def test_a_robot_hears_of_the_newest_models_on_connecting_and_of_new_ones_when_p
     assert (notice.channel, notice.version) == (Channel.CLASSIFIER, 2)
 
 
+def test_a_robot_that_was_away_hears_of_the_newest_policy_after_the_encoder_that_it_names(house: House) -> None:
+    eyes = [made(version, Channel.ENCODER) for version in (1, 2)]
+    policy = made(7)
+    names = {"encoder_version": 1, "encoder_sha256": eyes[0].manifest.sha256}
+    policy = dataclasses.replace(policy, manifest=dataclasses.replace(policy.manifest, **names))
+    for one in (*eyes, policy):
+        house.registry.publish(one)
+    robot = house.robot()
+    robot.ask(HELLO, Welcome)
+    heard = [robot.receive(ModelNotice) for _ in range(2)]
+    assert [(n.channel, n.version) for n in heard] == [(Channel.ENCODER, 1), (Channel.POLICY, 7)]
+    assert house.ingest is not None
+    house.ingest.announce(Channel.POLICY, 7)
+    assert [robot.receive(ModelNotice) for _ in range(2)] == heard
+
+
 def test_a_model_is_fetched_in_chunks_that_make_the_announced_bundle(house: House) -> None:
     assert house.ingest is not None
     house.registry.publish(made(1, size=2 * CHUNK_BYTES + 17))

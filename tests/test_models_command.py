@@ -11,6 +11,7 @@ import pytest
 
 from steadyhand_models import models_command, signing
 from steadyhand_models.artifact import ArtifactError
+from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel
 from steadyhand_models.registry import Registry
 from steadyhand_models.standing import QUARANTINE, Pins, Quarantine, Standing, Standings
@@ -141,3 +142,28 @@ def test_without_a_robot_there_is_nothing_to_roll_back_and_a_pin_says_it_waits(
 )
 def test_ages_are_in_the_largest_unit_of_which_there_are_two(seconds: float, text: str) -> None:
     assert models_command._age(seconds) == text
+
+
+def test_an_encoder_is_shown_with_what_names_it_and_cannot_be_ordered_about_by_itself(
+    registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, eye = onnx_models.encoder(CONTRACT, 1), onnx_models.encoder(CONTRACT, 2)
+    policy = onnx_models.policy_behind(eye, CONTRACT, 4)
+    for one in (old, eye, policy):
+        registry.publish(one)
+    in_force(registry, 4, previous=3)
+    found = {(r.channel, r.version): r for r in models_command.rows(registry, 0.0)}
+    assert found[Channel.POLICY, 4].encoder == 2 and found[Channel.POLICY, 3].encoder == 0
+    assert found[Channel.ENCODER, 2].state == ("current",) and found[Channel.ENCODER, 1].state == ()
+    run(registry, "list")
+    assert "encoder" in capsys.readouterr().out
+    for words in (("pin", "encoder", "1"), ("unpin", "encoder"), ("rollback", "encoder")):
+        with pytest.raises(UserError, match="give the policy"):
+            run(registry, *words)
+
+
+def test_a_policy_whose_encoder_is_not_there_cannot_be_pinned(registry: Registry) -> None:
+    registry.publish(onnx_models.policy_behind(onnx_models.encoder(CONTRACT, 5), CONTRACT, 4))
+    with pytest.raises(ArtifactError, match="policy v4 needs encoder v5"):
+        run(registry, "pin", "policy", "4")
+    assert Pins(registry.root).read() == {}

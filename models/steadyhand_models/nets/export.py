@@ -96,7 +96,7 @@ class Exporter:
         _refuse_broken_weights(net)
         output = _run_torch(net, samples)
         problem: str | None = "no graph yet"
-        if self._graph is not None and _replace_weights(self._graph, net):
+        if self._graph is not None and _takes(self._graph, names) and _replace_weights(self._graph, net):
             model = self._graph.SerializeToString()
             problem = _difference(model, names, samples, output)
         if problem is not None:
@@ -159,7 +159,7 @@ def _trace(net: nn.Module, names: Sequence[str], output_name: str, samples: Samp
         # The exporter merges weights that are equal, as fresh biases are; random ones all keep a place of their own.
         for value in stand_in.state_dict().values():
             value.copy_(torch.rand(value.shape))
-    inputs: tuple[Tensor, ...] = tuple(torch.from_numpy(s[:1]) for s in samples)
+    inputs: tuple[Tensor, ...] = tuple(torch.tensor(s[:1]) for s in samples)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces its newer exporter, which needs another package
@@ -179,6 +179,10 @@ def _trace(net: nn.Module, names: Sequence[str], output_name: str, samples: Samp
         raise ExportError("the exported graph does not keep every weight under its own name")
     onnx.checker.check_model(graph)
     return graph
+
+
+def _takes(graph: onnx.ModelProto, names: Sequence[str]) -> bool:
+    return [i.name for i in graph.graph.input] == list(names)
 
 
 def _replace_weights(graph: onnx.ModelProto, net: nn.Module) -> bool:
