@@ -18,9 +18,9 @@ from steadyhand_runtime import inference, shadow
 from steadyhand_runtime.encoders import BuildEncoder, Encoders
 from steadyhand_runtime.hold import HoldMeter
 from steadyhand_runtime.inference import Model, ModelFailure
+from steadyhand_runtime.loaded import Build, Loaded, Settle
 from steadyhand_runtime.priority import fifo
 from steadyhand_runtime.shadow import Recent
-from steadyhand_runtime.staging import Build, InForce, Loaded, Refusal, Settle, Staged
 
 WARM_RUNS = 10
 LOOK_PERIOD_S = 0.2
@@ -42,6 +42,41 @@ class Rules:
     probation_calls: int = 30
     trusted_keys: tuple[str, ...] = ()
     max_tries: int = 0  # processes that may end while they try an artifact before it is quarantined; 0: any number
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A model that waits for its boundary; `missed_before` were missed when its build began. `instead_of` is the reason
+    when it replaces a newer version that a person has rolled back; a `proven` one needs no probation. It was whole on
+    this robot at `found_ns`, and staged at `staged_ns`."""
+
+    model: Loaded
+    build_s: float
+    missed_before: int
+    instead_of: str = ""
+    proven: bool = False
+    found_ns: int = 0
+    staged_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An artifact that will not be used."""
+
+    channel: Channel
+    version: int
+    reason: str
+    build_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What control uses now (version 0: nothing), the version before it, and whether it has passed its probation."""
+
+    version: int = 0
+    sha256: str = ""
+    previous: int = 0
+    proven: bool = True
 
 
 @dataclass(frozen=True, slots=True)

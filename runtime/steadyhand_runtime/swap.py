@@ -13,8 +13,7 @@ from steadyhand_models.standing import Quarantine
 from steadyhand_runtime.inference import Encoder, EncoderFailure, ModelFailure
 from steadyhand_runtime.probation import Probation
 from steadyhand_runtime.shadow import Sample
-from steadyhand_runtime.staging import InForce, Loaded, Refusal, Staged
-from steadyhand_runtime.standby import Standby
+from steadyhand_runtime.standby import InForce, Loaded, Refusal, Staged, Standby
 
 __all__ = ["Loaded", "Models", "Pace", "Quarantine", "Refusal", "Slot", "Staged", "Standby"]
 

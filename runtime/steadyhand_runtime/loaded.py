@@ -1,9 +1,8 @@
-"""Staging: what standby and swap tell each other: models ready to be called, what was refused, what is in force."""
+"""Loaded models: what standby, swap and whoever builds models need of each other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy.typing as npt
 
 from steadyhand_models.artifact import Artifact, Manifest
 from steadyhand_models.contract import Contract
-from steadyhand_models.messages import Channel
 from steadyhand_runtime.inference import Encoder
 
 F32 = npt.NDArray[np.float32]
@@ -44,38 +42,3 @@ class Build(Protocol):
 
 # A policy to measure with, how to wait, and the policy's encoder; returns whether models are to be built otherwise now.
 Settle = Callable[[Artifact, Callable[[float], bool], Artifact | None], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A model that waits for its boundary; `missed_before` were missed when its build began. `instead_of` is the reason
-    when it replaces a newer version that a person has rolled back; a `proven` one needs no probation. It was whole on
-    this robot at `found_ns`, and staged at `staged_ns`."""
-
-    model: Loaded
-    build_s: float
-    missed_before: int
-    instead_of: str = ""
-    proven: bool = False
-    found_ns: int = 0
-    staged_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An artifact that will not be used."""
-
-    channel: Channel
-    version: int
-    reason: str
-    build_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class InForce:
-    """What control uses now (version 0: nothing), the version before it, and whether it has passed its probation."""
-
-    version: int = 0
-    sha256: str = ""
-    previous: int = 0
-    proven: bool = True
