@@ -220,6 +220,11 @@ def _evaluated(model: bytes, names: Sequence[str], samples: Samples) -> F32:
     return np.concatenate([evaluate(feed) for feed in feeds])
 
 
+def evaluator(model: bytes) -> Evaluate:
+    """Runs exported bytes on the CPU: by onnxruntime, or by onnx's own evaluator where that is not installed."""
+    return _onnxruntime(model) if importlib.util.find_spec("onnxruntime") else _reference(model)
+
+
 def _onnxruntime(model: bytes) -> Evaluate:
     import onnxruntime
 
