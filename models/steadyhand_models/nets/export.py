@@ -208,11 +208,6 @@ def _difference(model: bytes, names: Sequence[str], samples: Samples, expected: 
     return None if apart <= TOLERANCE else f"the exported model differs from torch by {apart:.2e}, over {TOLERANCE:.0e}"
 
 
-def evaluator(model: bytes) -> Evaluate:
-    """Runs exported bytes on the CPU: by onnxruntime, or by onnx's own evaluator where that is not installed."""
-    return _onnxruntime(model) if importlib.util.find_spec("onnxruntime") else _reference(model)
-
-
 def _evaluated(model: bytes, names: Sequence[str], samples: Samples) -> F32:
     """What the exported model answers to samples (N, ...), one at a time."""
     evaluate = evaluator(model)
