@@ -1,4 +1,4 @@
-"""The report's diagrams as inline SVG."""
+"""The report's diagrams as inline SVG, and those of the experiments as PNG."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from steadyhand_training.facts import RunFacts, moving
 
 if TYPE_CHECKING:
     from steadyhand_training import lab_drift_results as drift
+    from steadyhand_training.lab_noise_results import Cell, Chart
     from steadyhand_training.lab_results import LineResult
     from steadyhand_training.lab_trace import Window
 
@@ -195,6 +197,47 @@ def _course(axes: Axes, colour: str, line: drift.LineResult, of: Callable[[Windo
             at.append(0.5 * (place[0].begin + place[0].end))
             means.append(sum(values) / len(values))
     axes.plot(at, means, color=colour, lw=2.0, label=line.title if at else None)
+
+
+def noise_maps(charts: Sequence[Chart]) -> bytes:
+    """PNG of success under a person's wrong words, a heat map for each reward form, and under their lag below it."""
+    figure = Figure(figsize=(4.0 * len(charts) + 1.0, 6.6), layout="constrained")
+    grid = figure.subplots(2, len(charts), squeeze=False, height_ratios=(3, 2))
+    for chart, above, below in zip(charts, *grid):
+        image = _heat_map(above, chart)
+        above.set_title(f"reward form: {chart.form}")
+        _lag_bars(below, chart.lags)
+    figure.colorbar(image, ax=list(grid[0]), label="success alone, by ground truth")
+    return _png(figure)
+
+
+def _heat_map(axes: Axes, chart: Chart) -> AxesImage:
+    """Success by false negatives (across) and false positives (upwards), with its value and interval in each cell."""
+    rates = np.array([[np.nan if c is None else c.place.rate for c in row] for row in chart.grid])
+    for y, row in enumerate(chart.grid):
+        for x, cell in enumerate(row):
+            text = f"{cell.place.rate:.0%}\n{cell.place.lo:.0%} – {cell.place.hi:.0%}" if cell else "missing"
+            axes.text(x, y, text, ha="center", va="center", color="white" if rates[y, x] < 0.6 else "black")
+    axes.grid(False)
+    axes.set_facecolor("#dddddd")  # of a cell that is missing
+    axes.set_xticks(range(len(chart.false_negatives)), [f"{rate:.0%}" for rate in chart.false_negatives])
+    axes.set_yticks(range(len(chart.false_positives)), [f"{rate:.0%}" for rate in chart.false_positives])
+    _finish(axes, "false negatives: successes denied", "false positives: failures called success")
+    return axes.imshow(rates, cmap="viridis", vmin=0.0, vmax=1.0, origin="lower", aspect="auto")
+
+
+def _lag_bars(axes: Axes, cells: Sequence[Cell]) -> None:
+    """Success with its interval for every lag, no word being wrong."""
+    at, places = np.arange(len(cells)), [c.place for c in cells]
+    rates = np.array([p.rate for p in places])
+    reach = np.abs(np.array([[p.lo for p in places], [p.hi for p in places]]) - rates)
+    axes.bar(at, rates, 0.6, yerr=reach, capsize=4, color=BLUE)
+    for x, rate in zip(at, rates):
+        axes.text(float(x), 0.04, f"{rate:.0%}", ha="center", color="white" if rate > 0.12 else "black")
+    axes.set_xticks(at, [f"{c.noise.lag_s:g} s" for c in cells])
+    axes.set_xlim(-0.6, max(len(cells), 3) - 0.4)
+    axes.set_ylim(0.0, 1.05)
+    _finish(axes, "lag of every word, none wrong", "success alone")
 
 
 def _png(figure: Figure) -> bytes:

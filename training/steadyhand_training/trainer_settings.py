@@ -43,7 +43,7 @@ class TrainerSettings:
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # two are slower than one where cores are contended
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     updates_per_turn: Count = 4  # between looks at what arrived
-    correction_slice_s: Positive = 0.05  # between bursts of updates, while a candidate grows
+    correction_slice_s: Positive = 0.25  # between bursts of updates, while a candidate grows
     checkpoint_every_s: Positive = 30.0
     publish: PublishSettings = field(default_factory=PublishSettings)
     lockstep: LockstepSettings = field(default_factory=LockstepSettings)

@@ -24,6 +24,7 @@ _OPPOSITE = {
     EventKind.FALSE_POSITIVE: EventKind.SUCCESS,
     EventKind.FALSE_NEGATIVE: EventKind.FAILURE,
 }
+_SAYS_SUCCESS = frozenset({EventKind.SUCCESS, EventKind.FALSE_NEGATIVE})
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,29 @@ class OperatorSettings:
     reaction_hi_s: Annotated[float, Field(gt=0)] = 0.8
     verdict_rate: Share = 0.3  # of the episodes that need no word
     wrong_key_rate: Share = 0.05
+    # Instead of wrong_key_rate, each where it is given: of all moments without success, and of all true ones, spoken of
+    # or not. The keys of whoever demonstrates stay right.
+    false_success_rate: Share | None = None
+    false_failure_rate: Share | None = None
     undo_rate: Share = 0.5  # of the wrong keys
+    lag_s: Annotated[float, Field(ge=0, le=10)] = 0.0  # added to every reaction; no word says so
     demonstrate_again_s: Annotated[float, Field(gt=0)] = 180.0  # waiting that long for a policy earns another one
     accepts_classifier: bool = False  # lets a classifier that is offered end episodes
     who: str = "script"
 
     @property
     def reaction_s(self) -> float:
-        """Mean reaction time: what a measurement of this person would find."""
+        """Mean reaction time, as every word reports it: what this person was once measured at, without the lag."""
         return (self.reaction_lo_s + self.reaction_hi_s) / 2
+
+    def own_rate(self, kind: EventKind) -> float | None:
+        """The rate that is given for saying the opposite of `kind` alone; None where wrong_key_rate holds."""
+        return self.false_failure_rate if kind in _SAYS_SUCCESS else self.false_success_rate
+
+    def slip_rate(self, kind: EventKind) -> float:
+        """Share of the moments that deserve `kind` at which the opposite is said."""
+        own = self.own_rate(kind)
+        return self.wrong_key_rate if own is None else own
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,7 @@ class Fingers:
 
         Whoever is not in a hurry never `errs`.
         """
-        if errs and self._rng.random() < self._settings.wrong_key_rate:
+        if errs and self._rng.random() < self._settings.slip_rate(kind):
             self.mistake(now_ns, _OPPOSITE[kind], modes, episode)
             return None
         due_ns = self._reacted(now_ns)
@@ -134,4 +149,5 @@ class Fingers:
         )
 
     def _reacted(self, now_ns: int) -> int:
-        return now_ns + round(self._rng.uniform(self._settings.reaction_lo_s, self._settings.reaction_hi_s) * NS)
+        reaction_s = self._rng.uniform(self._settings.reaction_lo_s, self._settings.reaction_hi_s)
+        return now_ns + round((reaction_s + self._settings.lag_s) * NS)

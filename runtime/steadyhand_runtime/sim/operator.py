@@ -168,10 +168,24 @@ class ScriptedOperator:
             flag_ns = self._plan(now_ns, EventKind.FALSE_POSITIVE, ANY)
             if flag_ns is not None:
                 self._fingers.add(Press(flag_ns + NS // 5, EventKind.FAILURE, WAITING, self._episode))
-        elif succeeded and self._rng.random() < self.settings.wrong_key_rate:
-            self._fingers.mistake(now_ns, EventKind.FALSE_POSITIVE, ANY, self._episode)
-        elif status.last_end in _NEEDS_NO_WORD and self._rng.random() < self.settings.verdict_rate:
-            self._plan(now_ns, EventKind.SUCCESS if truly else EventKind.FAILURE, WAITING)
+        elif status.last_end in _NEEDS_NO_WORD:
+            self._consider_verdict(now_ns, succeeded, truly)
+
+    def _consider_verdict(self, now_ns: int, succeeded: bool, truly: bool) -> None:
+        """Confirm what ended without a key, or deny it by mistake. A rate of its own counts every such end once."""
+        right, wrong = EventKind.SUCCESS, EventKind.FAILURE
+        if not truly:
+            right, wrong = wrong, right
+        own = self.settings.own_rate(right)
+        if (succeeded or own is not None) and self._rng.random() < self.settings.slip_rate(right):
+            kind, modes = (EventKind.FALSE_POSITIVE, ANY) if succeeded else (wrong, WAITING)
+            self._fingers.mistake(now_ns, kind, modes, self._episode)
+        elif self._rng.random() >= self.settings.verdict_rate:
+            return
+        elif own is None:
+            self._plan(now_ns, right, WAITING)
+        else:
+            self._fingers.surely(now_ns, right, WAITING, self._episode)
 
     # Between episodes
 
@@ -244,7 +258,10 @@ class ScriptedOperator:
         out = any(not lo - margin < v < hi + margin for lo, v, hi in zip(space.lo_m, seen.cube_xyz_m[:2], space.hi_m))
         if out and self._hopeless_since is None:
             self._hopeless_since = now_ns
-            self._fingers.surely(now_ns, EventKind.FAILURE, DRIVING, self._episode)
+            if self.settings.false_success_rate is None:
+                self._fingers.surely(now_ns, EventKind.FAILURE, DRIVING, self._episode)
+            else:
+                self._plan(now_ns, EventKind.FAILURE, DRIVING)
         return out
 
     # While the person drives
