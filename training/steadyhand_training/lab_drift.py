@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import shlex
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from rich.console import Console
 
 from steadyhand_models import bench, settings
 from steadyhand_models import task as tasks
-from steadyhand_models.cli import UserError
 from steadyhand_training import lab_drift_results as drift
 from steadyhand_training import lab_trace, plots
 from steadyhand_training.gate import GateSettings
 from steadyhand_training.lab_board import Board, Key, carry_out, stop_on_signals
 from steadyhand_training.lab_drift_results import Evaluated, LineResult, Standing, Trial
 from steadyhand_training.lab_lines import DRIFT_RECIPES, DriftLine
+from steadyhand_training.lab_report import LabReport
 from steadyhand_training.lab_run import EVALUATION_SEED, LabRun, Stopped
 from steadyhand_training.lab_trace import Trace
-from steadyhand_training.run_folder import write_whole
 
 Seed = Annotated[int, Field(ge=0, le=1_000_000)]
 TRAINING_SHARE = 0.8  # of a run's progress; display only
@@ -171,11 +168,9 @@ class DriftLab:
         return found
 
 
-def write(chosen: DriftLabSettings, results: Sequence[LineResult], problems: Sequence[str], command: str) -> None:
-    """results.json, drift.png and drift.md in the out folder. Raises UserError."""
-    data: dict[str, Any] = {
-        "command": command,
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
+def write(chosen: DriftLabSettings, results: Sequence[LineResult], problems: Sequence[str], command: str) -> str:
+    """results.json, drift.png and drift.md in the out folder; says where. Raises UserError."""
+    figures = {
         "steps": chosen.steps,
         "light": chosen.light,
         "change_step": chosen.change_step,
@@ -184,16 +179,8 @@ def write(chosen: DriftLabSettings, results: Sequence[LineResult], problems: Seq
         "lines": drift.to_json(results),
         "missing": list(problems),
     }
-    text = json.dumps(data, indent=1) + "\n"
-    try:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        write_whole(chosen.out / "results.json", text)
-        write_whole(chosen.out / "drift.md", drift.markdown(results, command))
-        (chosen.out / "drift.png").write_bytes(plots.drift_lines(results))
-        if chosen.json is not None:
-            chosen.json.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written ({error.strerror}); choose another --out") from None
+    report = LabReport("drift", command, figures, drift.markdown(results, command), plots.drift_lines(results))
+    return report.write(chosen.out, chosen.json)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -207,11 +194,11 @@ def main(argv: Sequence[str]) -> int:
         lab.run(board)
     results = lab.results()
     if results:
-        write(chosen, results, lab.problems, shlex.join(["steadyhand", "lab", "drift", *argv]))
+        where = write(chosen, results, lab.problems, shlex.join(["steadyhand", "lab", "drift", *argv]))
         bench.show("a light that changes", drift.HEAD, drift.rows(results))
         for target in drift.targets(results):
             print(f"{ {True: 'yes', False: 'NO', None: '-'}[target.met]:<4}{target.what}: {target.figure}")
-        print(f"results: {chosen.out / 'results.json'}, {chosen.out / 'drift.png'}, {chosen.out / 'drift.md'}")
+        print(where)
     for problem in lab.problems:
         print(problem, flush=True)
     return 130 if stop.is_set() else int(bool(lab.problems))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import shlex
 import threading
 from collections.abc import Sequence
@@ -16,13 +14,12 @@ from rich.console import Console
 
 from steadyhand_models import bench, settings
 from steadyhand_models import task as tasks
-from steadyhand_models.cli import UserError
 from steadyhand_training import lab_results, plots
 from steadyhand_training.lab_board import Board, Key, carry_out, stop_on_signals
 from steadyhand_training.lab_lines import RECIPES, Line, Recipe
+from steadyhand_training.lab_report import LabReport
 from steadyhand_training.lab_results import LineResult, Trial
 from steadyhand_training.lab_run import LabRun, Stopped
-from steadyhand_training.run_folder import write_whole
 
 Seed = Annotated[int, Field(ge=0, le=1_000_000)]
 TRAINING_SHARE = 0.7  # of a course's progress; display only
@@ -118,26 +115,16 @@ class LearnLab:
         return found
 
 
-def write(chosen: LearnLabSettings, results: Sequence[LineResult], problems: Sequence[str], command: str) -> None:
-    """results.json, learn.png and learn.md in the out folder. Raises UserError."""
-    data = {
-        "command": command,
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
+def write(chosen: LearnLabSettings, results: Sequence[LineResult], problems: Sequence[str], command: str) -> str:
+    """results.json, learn.png and learn.md in the out folder; says where. Raises UserError."""
+    figures = {
         "steps": chosen.steps,
         "seeds": list(chosen.seeds),
         "lines": lab_results.to_json(results),
         "missing": list(problems),
     }
-    text = json.dumps(data, indent=1) + "\n"
-    try:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        write_whole(chosen.out / "results.json", text)
-        write_whole(chosen.out / "learn.md", lab_results.markdown(results, command))
-        (chosen.out / "learn.png").write_bytes(plots.learning_lines(results))
-        if chosen.json is not None:
-            chosen.json.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written ({error.strerror}); choose another --out") from None
+    report = LabReport("learn", command, figures, lab_results.markdown(results, command), plots.learning_lines(results))
+    return report.write(chosen.out, chosen.json)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -151,9 +138,9 @@ def main(argv: Sequence[str]) -> int:
         lab.run(board)
     results = lab.results()
     if results:
-        write(chosen, results, lab.problems, shlex.join(["steadyhand", "lab", "learn", *argv]))
+        where = write(chosen, results, lab.problems, shlex.join(["steadyhand", "lab", "learn", *argv]))
         bench.show("success against steps", lab_results.HEAD, lab_results.rows(results))
-        print(f"results: {chosen.out / 'results.json'}, {chosen.out / 'learn.png'}, {chosen.out / 'learn.md'}")
+        print(where)
     for problem in lab.problems:
         print(problem, flush=True)
     return 130 if stop.is_set() else int(bool(lab.problems))

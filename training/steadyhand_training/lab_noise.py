@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import shlex
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from rich.console import Console
@@ -25,8 +23,8 @@ from steadyhand_training.facts import EpisodeFacts, gather
 from steadyhand_training.lab_board import Board, Key, carry_out, stop_on_signals
 from steadyhand_training.lab_lines import Recipe
 from steadyhand_training.lab_noise_results import Cell, Noise, Trial, Words
+from steadyhand_training.lab_report import LabReport
 from steadyhand_training.lab_run import LabRun, Stopped, Tell
-from steadyhand_training.run_folder import write_whole
 
 Seed = Annotated[int, Field(ge=0, le=1_000_000)]
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -158,26 +156,22 @@ def words(episodes: Sequence[EpisodeFacts]) -> Words:
     )
 
 
-def write(chosen: NoiseLabSettings, cells: Sequence[Cell], problems: Sequence[str], command: str) -> None:
-    """results.json, noise.png and noise.md in the out folder. Raises UserError."""
-    data: dict[str, Any] = {
-        "command": command,
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
+def write(chosen: NoiseLabSettings, cells: Sequence[Cell], problems: Sequence[str], command: str) -> str:
+    """results.json, noise.png and noise.md in the out folder; says where. Raises UserError."""
+    figures = {
         "steps": chosen.steps,
         "seeds": list(chosen.seeds),
         "cells": lab_noise_results.to_json(cells),
         "missing": list(problems),
     }
-    text = json.dumps(data, indent=1) + "\n"
-    try:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        write_whole(chosen.out / "results.json", text)
-        write_whole(chosen.out / "noise.md", lab_noise_results.markdown(cells, command))
-        (chosen.out / "noise.png").write_bytes(plots.noise_maps(lab_noise_results.charts(cells)))
-        if chosen.json is not None:
-            chosen.json.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written ({error.strerror}); choose another --out") from None
+    report = LabReport(
+        "noise",
+        command,
+        figures,
+        lab_noise_results.markdown(cells, command),
+        plots.noise_maps(lab_noise_results.charts(cells)),
+    )
+    return report.write(chosen.out, chosen.json)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -191,9 +185,9 @@ def main(argv: Sequence[str]) -> int:
         lab.run(board)
     cells = lab.results()
     if cells:
-        write(chosen, cells, lab.problems, shlex.join(["steadyhand", "lab", "noise", *argv]))
+        where = write(chosen, cells, lab.problems, shlex.join(["steadyhand", "lab", "noise", *argv]))
         bench.show("a person who errs and lags", lab_noise_results.HEAD, lab_noise_results.rows(cells))
-        print(f"results: {chosen.out / 'results.json'}, {chosen.out / 'noise.png'}, {chosen.out / 'noise.md'}")
+        print(where)
     for problem in lab.problems:
         print(problem, flush=True)
     return 130 if stop.is_set() else int(bool(lab.problems))
