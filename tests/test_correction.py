@@ -132,14 +132,18 @@ def _both(mark: np.ndarray, arm: int, cube: int) -> np.ndarray:
     return np.stack([mark, mark])
 
 
+def first_checkpoint(folder: Path) -> Path:
+    robot = Robot()
+    robot.prepare()
+    path = folder / "first.pt"
+    robot.correction.save(path)
+    return path
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A first classifier, fitted once for all tests that need any."""
-    robot = Robot()
-    robot.prepare()
-    path = tmp_path_factory.mktemp("classifier") / "first.pt"
-    robot.correction.save(path)
-    return path
+    return first_checkpoint(tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_correction import CONTRACT, FOREVER, HIGH, LOW, QUICK, TASK, Robot, fool, ready
+from test_correction import CONTRACT, FOREVER, HIGH, LOW, QUICK, TASK, Robot, first_checkpoint, fool, ready
 
 from steadyhand_models.messages import EndReason, LabelKind, Source
 from steadyhand_training import course, gate
@@ -25,11 +25,7 @@ GROW = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    robot = Robot()
-    robot.prepare()
-    path = tmp_path_factory.mktemp("classifier") / "first.pt"
-    robot.correction.save(path)
-    return path
+    return first_checkpoint(tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from steadyhand_models.cli import UserError
 from steadyhand_models.settings import SettingsError
-from steadyhand_training import lab, lab_learn, lab_lines, lab_results, lab_run
+from steadyhand_training import lab, lab_board, lab_learn, lab_lines, lab_results, lab_run
 from steadyhand_training.lab_board import Board
 from steadyhand_training.lab_learn import LearnLab, LearnLabSettings, shortened
 from steadyhand_training.lab_lines import RECIPES, Line
@@ -187,7 +187,7 @@ def test_short_is_one_seed_of_one_line() -> None:
 def test_the_command_runs_the_short_form_and_says_where_the_results_are(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lab_learn, "stop_on_signals", lambda stop: None)
+    monkeypatch.setattr(lab_board, "stop_on_signals", lambda stop: None)
     copy = tmp_path / "copy.json"
     assert lab_learn.main(["--short", "--out", str(tmp_path / "out"), "--json", str(copy)]) == 0
     assert "100.0%" in capsys.readouterr().out

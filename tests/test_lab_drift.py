@@ -16,7 +16,7 @@ from rich.console import Console
 from steadyhand_models import settings as toml
 from steadyhand_models.messages import Channel, EndReason, LabelKind, Source, Step
 from steadyhand_models.registry import Registry
-from steadyhand_training import lab_drift, lab_lines, lab_run, lab_trace
+from steadyhand_training import lab_board, lab_drift, lab_lines, lab_run, lab_trace
 from steadyhand_training import lab_drift_results as drift
 from steadyhand_training.gate import GateSettings
 from steadyhand_training.journal import Journal
@@ -304,7 +304,7 @@ def test_short_is_one_seed_of_the_corrected_and_the_fixed_line(fake: Path, tmp_p
 def test_the_command_says_what_was_shown_and_where_the_results_are(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lab_drift, "stop_on_signals", lambda stop: None)
+    monkeypatch.setattr(lab_board, "stop_on_signals", lambda stop: None)
     copy = tmp_path / "copy.json"
     assert lab_drift.main(["--short", "--out", str(tmp_path / "out"), "--json", str(copy)]) == 0
     said = capsys.readouterr().out

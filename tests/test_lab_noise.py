@@ -15,7 +15,7 @@ from steadyhand_models import settings as toml
 from steadyhand_models.messages import EndReason, EventKind, Mode
 from steadyhand_models.reward import RewardForm
 from steadyhand_runtime.sim.operator import OperatorSettings
-from steadyhand_training import lab_lines, lab_noise, lab_noise_results, lab_run, plots
+from steadyhand_training import lab_board, lab_lines, lab_noise, lab_noise_results, lab_run, plots
 from steadyhand_training.facts import EpisodeFacts
 from steadyhand_training.lab_board import Board
 from steadyhand_training.lab_noise import NoiseLab, NoiseLabSettings, noises, recipe, shortened
@@ -298,7 +298,7 @@ def test_what_was_stopped_is_said_and_nothing_of_it_is_called_a_result(fake: Pat
 def test_the_command_runs_the_short_form_and_says_where_the_results_are(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lab_noise, "stop_on_signals", lambda stop: None)
+    monkeypatch.setattr(lab_board, "stop_on_signals", lambda stop: None)
     copy = tmp_path / "copy.json"
     assert lab_noise.main(["--short", "--jobs", "2", "--out", str(tmp_path / "out"), "--json", str(copy)]) == 0
     said = capsys.readouterr().out

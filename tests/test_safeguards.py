@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_correction import FOREVER, HIGH, LOW, QUICK, Robot, fool, ready
+from test_correction import FOREVER, HIGH, LOW, QUICK, Robot, first_checkpoint, fool, ready
 
 from steadyhand_models import reward
 from steadyhand_models.messages import EndReason, Label, LabelKind, Source
@@ -28,11 +28,7 @@ Mutate = Callable[[pytest.MonkeyPatch], None]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    robot = Robot()
-    robot.prepare()
-    path = tmp_path_factory.mktemp("classifier") / "first.pt"
-    robot.correction.save(path)
-    return path
+    return first_checkpoint(tmp_path_factory.mktemp("classifier"))
 
 
 # -- checks --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -94,3 +95,26 @@ def stop_on_signals(stop: threading.Event) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
+
+
+class Lab(Protocol):
+    """An experiment of many runs. `problems` says in words what went wrong."""
+
+    stop: threading.Event
+    problems: list[str]
+
+    @property
+    def keys(self) -> Sequence[Key]: ...
+
+    def run(self, board: Board) -> None: ...
+
+
+def conduct(lab: Lab, present: Callable[[], None]) -> int:
+    """Run an experiment and `present` what came of it: 0, 1 when a run failed, 130 when it was interrupted."""
+    stop_on_signals(lab.stop)
+    with Board(Console(), lab.keys) as board:
+        lab.run(board)
+    present()
+    for problem in lab.problems:
+        print(problem, flush=True)
+    return 130 if lab.stop.is_set() else int(bool(lab.problems))

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from rich.console import Console
 
 from steadyhand_models import bench, settings
 from steadyhand_models import task as tasks
 from steadyhand_training import lab_drift_results as drift
 from steadyhand_training import lab_trace, plots
 from steadyhand_training.gate import GateSettings
-from steadyhand_training.lab_board import Board, Key, carry_out, stop_on_signals
+from steadyhand_training.lab_board import Board, Key, carry_out, conduct
 from steadyhand_training.lab_drift_results import Evaluated, LineResult, Standing, Trial
 from steadyhand_training.lab_lines import DRIFT_RECIPES, DriftLine
 from steadyhand_training.lab_report import LabReport
@@ -90,9 +89,13 @@ class DriftLab:
         self.problems: list[str] = []
         self._probing = threading.Lock()
 
+    @property
+    def keys(self) -> list[Key]:
+        return list(self.runs)
+
     def run(self, board: Board) -> None:
         """Train and judge everything that is not done yet; what fails is kept in `problems` and the rest goes on."""
-        self.problems += carry_out(list(self.runs), lambda key: self._course(key, board), self.chosen.jobs)
+        self.problems += carry_out(self.keys, lambda key: self._course(key, board), self.chosen.jobs)
 
     def _course(self, key: Key, board: Board) -> None:
         if self.stop.is_set():
@@ -187,18 +190,14 @@ def main(argv: Sequence[str]) -> int:
     """`steadyhand lab drift`: 0 when everything ran, 1 when a run failed, 130 when it was interrupted."""
     chosen = shortened(settings.parse_command_line(DriftLabSettings, argv, "steadyhand lab drift", _DESCRIPTION))
     tasks.load(chosen.task)
-    stop = threading.Event()
-    stop_on_signals(stop)
-    lab = DriftLab(chosen, stop)
-    with Board(Console(), list(lab.runs)) as board:
-        lab.run(board)
-    results = lab.results()
-    if results:
-        where = write(chosen, results, lab.problems, shlex.join(["steadyhand", "lab", "drift", *argv]))
-        bench.show("a light that changes", drift.HEAD, drift.rows(results))
-        for target in drift.targets(results):
-            print(f"{ {True: 'yes', False: 'NO', None: '-'}[target.met]:<4}{target.what}: {target.figure}")
-        print(where)
-    for problem in lab.problems:
-        print(problem, flush=True)
-    return 130 if stop.is_set() else int(bool(lab.problems))
+    lab = DriftLab(chosen, threading.Event())
+
+    def present() -> None:
+        if results := lab.results():
+            where = write(chosen, results, lab.problems, shlex.join(["steadyhand", "lab", "drift", *argv]))
+            bench.show("a light that changes", drift.HEAD, drift.rows(results))
+            for target in drift.targets(results):
+                print(f"{ {True: 'yes', False: 'NO', None: '-'}[target.met]:<4}{target.what}: {target.figure}")
+            print(where)
+
+    return conduct(lab, present)

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from rich.console import Console
 
 from steadyhand_models import bench, settings
 from steadyhand_models import task as tasks
 from steadyhand_training import lab_results, plots
-from steadyhand_training.lab_board import Board, Key, carry_out, stop_on_signals
+from steadyhand_training.lab_board import Board, Key, carry_out, conduct
 from steadyhand_training.lab_lines import RECIPES, Line, Recipe
 from steadyhand_training.lab_report import LabReport
 from steadyhand_training.lab_results import LineResult, Trial
@@ -79,9 +78,13 @@ class LearnLab:
         """The recipe that a course is named after."""
         return next(r for r in RECIPES.values() if r.course == recipe.course and not r.first_only)
 
+    @property
+    def keys(self) -> list[Key]:
+        return list(self.runs)
+
     def run(self, board: Board) -> None:
         """Train and judge everything that is not done yet; what fails is kept in `problems` and the rest goes on."""
-        self.problems += carry_out(list(self.runs), lambda key: self._course(key, board), self.chosen.jobs)
+        self.problems += carry_out(self.keys, lambda key: self._course(key, board), self.chosen.jobs)
 
     def _course(self, key: Key, board: Board) -> None:
         if self.stop.is_set():
@@ -131,16 +134,12 @@ def main(argv: Sequence[str]) -> int:
     """`steadyhand lab learn`: 0 when everything ran, 1 when a run failed, 130 when it was interrupted."""
     chosen = shortened(settings.parse_command_line(LearnLabSettings, argv, "steadyhand lab learn", _DESCRIPTION))
     tasks.load(chosen.task)
-    stop = threading.Event()
-    stop_on_signals(stop)
-    lab = LearnLab(chosen, stop)
-    with Board(Console(), list(lab.runs)) as board:
-        lab.run(board)
-    results = lab.results()
-    if results:
-        where = write(chosen, results, lab.problems, shlex.join(["steadyhand", "lab", "learn", *argv]))
-        bench.show("success against steps", lab_results.HEAD, lab_results.rows(results))
-        print(where)
-    for problem in lab.problems:
-        print(problem, flush=True)
-    return 130 if stop.is_set() else int(bool(lab.problems))
+    lab = LearnLab(chosen, threading.Event())
+
+    def present() -> None:
+        if results := lab.results():
+            where = write(chosen, results, lab.problems, shlex.join(["steadyhand", "lab", "learn", *argv]))
+            bench.show("success against steps", lab_results.HEAD, lab_results.rows(results))
+            print(where)
+
+    return conduct(lab, present)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from rich.console import Console
 
 from steadyhand_models import bench, settings
 from steadyhand_models import task as tasks
@@ -20,7 +19,7 @@ from steadyhand_models.registry import Registry
 from steadyhand_models.reward import RewardForm
 from steadyhand_training import lab_noise_results, plots
 from steadyhand_training.facts import EpisodeFacts, gather
-from steadyhand_training.lab_board import Board, Key, carry_out, stop_on_signals
+from steadyhand_training.lab_board import Board, Key, carry_out, conduct
 from steadyhand_training.lab_lines import Recipe
 from steadyhand_training.lab_noise_results import Cell, Noise, Trial, Words
 from steadyhand_training.lab_report import LabReport
@@ -108,9 +107,13 @@ class NoiseLab:
         self.trials: dict[Key, Trial] = {}
         self.problems: list[str] = []
 
+    @property
+    def keys(self) -> list[Key]:
+        return list(self.runs)
+
     def run(self, board: Board) -> None:
         """Train and judge everything that is not done yet; what fails is kept in `problems` and the rest goes on."""
-        self.problems += carry_out(list(self.runs), lambda key: self._course(key, board), self.chosen.jobs)
+        self.problems += carry_out(self.keys, lambda key: self._course(key, board), self.chosen.jobs)
 
     def _course(self, key: Key, board: Board) -> None:
         if self.stop.is_set():
@@ -178,16 +181,12 @@ def main(argv: Sequence[str]) -> int:
     """`steadyhand lab noise`: 0 when everything ran, 1 when a run failed, 130 when it was interrupted."""
     chosen = shortened(settings.parse_command_line(NoiseLabSettings, argv, "steadyhand lab noise", _DESCRIPTION))
     tasks.load(chosen.task)
-    stop = threading.Event()
-    stop_on_signals(stop)
-    lab = NoiseLab(chosen, stop)
-    with Board(Console(), list(lab.runs)) as board:
-        lab.run(board)
-    cells = lab.results()
-    if cells:
-        where = write(chosen, cells, lab.problems, shlex.join(["steadyhand", "lab", "noise", *argv]))
-        bench.show("a person who errs and lags", lab_noise_results.HEAD, lab_noise_results.rows(cells))
-        print(where)
-    for problem in lab.problems:
-        print(problem, flush=True)
-    return 130 if stop.is_set() else int(bool(lab.problems))
+    lab = NoiseLab(chosen, threading.Event())
+
+    def present() -> None:
+        if cells := lab.results():
+            where = write(chosen, cells, lab.problems, shlex.join(["steadyhand", "lab", "noise", *argv]))
+            bench.show("a person who errs and lags", lab_noise_results.HEAD, lab_noise_results.rows(cells))
+            print(where)
+
+    return conduct(lab, present)
