@@ -82,6 +82,16 @@ def test_of_thresholds_that_tell_episodes_alike_the_one_that_tells_frames_apart_
     assert gate.choose_rule([Judged(lower, labels)], RULE, GateSettings()).threshold < 0.62
 
 
+def test_what_was_never_recorded_speaks_neither_for_a_candidate_nor_against_it() -> None:
+    late = np.array([0.1, 0.1, 0.3, 0.95], np.float32)  # one frame later than the classifier that ended the episode
+    confirmed = Judged(late, np.array([-1, -1, 1, 1], np.int8), cut=True)
+    assert gate.judge([confirmed], RULE).found == 1 and gate.right(confirmed, RULE)
+    whole = dataclasses.replace(confirmed, cut=False)
+    assert gate.judge([whole], RULE).found == 0 and not gate.right(whole, RULE)
+    refuted = Judged(late, np.array([-1, -1, -1, -1], np.int8), cut=True)
+    assert gate.judge([refuted], RULE).false == 0 and gate.right(refuted, RULE)
+
+
 def test_a_first_classifier_is_ready_when_it_is_accurate_and_hardly_ever_wrong() -> None:
     settings = GateSettings()
     assert gate.unready(Quality(20, 1, 8, 8, 0.96), settings) == ""

@@ -75,6 +75,24 @@ def test_a_missed_success_becomes_terminal_and_masks_its_tail():
     np.testing.assert_array_equal(out.usable, [True, True, False, False, False])
 
 
+def test_a_success_that_its_own_end_cut_short_stands_under_a_rule_that_wants_one_more_frame():
+    p = probabilities(0, 0, 0.4, 0.9)  # an earlier classifier saw two frames, this one would have waited for the next
+    out = worth(p, silence(4), RULE, EndReason.SUCCESS, RewardSettings(), 1.0)
+    np.testing.assert_array_equal(out.reward, [0, 0, 1])
+    np.testing.assert_array_equal(out.terminal, [False, False, True])
+    for end in (EndReason.TIMEOUT, EndReason.OPERATOR, None):
+        assert not worth(p, silence(4), RULE, end, RewardSettings(), 1.0).reward.any(), "nothing was cut short"
+
+
+def test_a_success_that_was_cut_short_falls_to_a_doubt_about_its_last_frame_and_to_a_persons_word():
+    assert not worth(
+        probabilities(0, 0, 0.9, 0.4), silence(4), RULE, EndReason.SUCCESS, RewardSettings(), 1.0
+    ).reward.any()
+    denied = np.array([0, 0, 0, -1], np.int8)
+    out = worth(probabilities(0, 0, 0.4, 0.9), denied, RULE, EndReason.SUCCESS, RewardSettings(), 1.0)
+    assert not out.reward.any() and not out.terminal.any()
+
+
 def test_relabelling_is_reversible():
     p = probabilities(0, 0.9, 0.9, 0, 0)
     before = outcome(success_frames(p, silence(5), RULE), EndReason.TIMEOUT)

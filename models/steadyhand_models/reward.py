@@ -96,19 +96,29 @@ def lower_bound(probabilities: F32, pessimism: float) -> F32:
     return np.clip(probabilities.mean(axis=-1) - pessimism * spread, 0.0, 1.0).astype(np.float32)
 
 
-def fires(lower: F32, rule: Rule) -> Bool:
-    """Frames (T,) at which the last K lower bounds all exceed the threshold."""
+def fires(lower: F32, rule: Rule, cut: bool = False) -> Bool:
+    """Frames (T,) at which the last K lower bounds all exceed the threshold.
+
+    `cut` says that a declared success ended the episode. Frames that would complete a run at its end were never
+    recorded then: the last one counts with those before it that exceed the threshold, however few.
+    """
     above = np.concatenate([np.zeros(rule.debounce_frames, np.int64), np.cumsum(lower > rule.threshold)])
     k = rule.debounce_frames
     runs = above[k:] - above[:-k]
     # The first K - 1 frames of an episode have no K predecessors of their own.
     runs = np.where(np.arange(1, len(lower) + 1) >= k, runs, 0)
-    return runs >= k
+    fired: Bool = runs >= k
+    if cut and len(lower):
+        fired[-1] |= lower[-1] > rule.threshold
+    return fired
 
 
-def success_frames(lower: F32 | None, labels: I8, rule: Rule) -> Bool:
-    """Frames (T,) that count as success: the human's label (+1, -1; 0 is silence) wins over the classifier."""
-    fired = fires(lower, rule) if lower is not None else np.zeros(len(labels), np.bool_)
+def success_frames(lower: F32 | None, labels: I8, rule: Rule, cut: bool = False) -> Bool:
+    """Frames (T,) that count as success: the human's label (+1, -1; 0 is silence) wins over the classifier.
+
+    `cut` as in `fires`.
+    """
+    fired = fires(lower, rule, cut) if lower is not None else np.zeros(len(labels), np.bool_)
     return np.where(labels == 0, fired, labels > 0)
 
 
@@ -153,7 +163,7 @@ def worth(
     lower, labels = heard(lower, labels, settings.source)
     if lower is not None and settings.source is RewardSource.HYBRID:
         lower = deny(lower, denied, rule)
-    success = success_frames(lower, labels, rule)
+    success = success_frames(lower, labels, rule, cut=end is EndReason.SUCCESS)
     return outcome(success, end, success_probability(lower, labels), settings, discount)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steadyhand_models import reward
+from steadyhand_models.messages import EndReason
 from steadyhand_models.nets.classifier import Classifier
 from steadyhand_training import fitting, gate
 from steadyhand_training.evidence import Evidence
@@ -70,7 +71,8 @@ class Judge:
 
     def judged(self, standing: Standing, episode: int) -> Judged:
         labels = self._ledger.frame_labels(episode, self._replay)
-        return Judged(self.lower(standing, episode), labels, self._evidence.strata.of(episode))
+        cut = self._replay.ended(episode) is EndReason.SUCCESS
+        return Judged(self.lower(standing, episode), labels, self._evidence.strata.of(episode), cut)
 
     def quality(self, standing: Standing, episodes: Sequence[int]) -> Quality:
         return gate.judge([self.judged(standing, e) for e in episodes], standing.rule)

@@ -125,7 +125,9 @@ def groups(
         )
     for i, phase in enumerate(PHASES):
         # Probabilities stay whole: K frames in a row may begin in the phase before.
-        members = [Scored(s.probabilities, np.where(e.phases == i, s.labels, 0)) for e, s in zip(episodes, scored)]
+        members = [
+            dataclasses.replace(s, labels=np.where(e.phases == i, s.labels, 0)) for e, s in zip(episodes, scored)
+        ]
         found.append(group(GroupKind.PHASE, phase.value, members))
     found += [group(GroupKind.EPISODE, e.origin.name, [s]) for e, s in zip(episodes, scored)]
     return tuple(found)
@@ -258,7 +260,7 @@ def main(argv: Sequence[str]) -> int:
     episodes = [e for e, _ in pairs]
     with progress.shown("judging") as tell:
         found = scorer.episodes(data, episodes, tell)
-    scored = [Scored(p, labels) for p, (_, labels) in zip(found, pairs)]
+    scored = [Scored(p, labels, e.cut) for p, (e, labels) in zip(found, pairs)]
     by_group = groups(episodes, scored, scorer.rule, chosen.seed)
     result = Judgement(source.name, scorer.rule, chosen.by, not chosen.all, by_group)
     show(result, Console())

@@ -108,7 +108,7 @@ class Comparison:
 def success_step(episode: Recorded, lower: dataset.F32 | None, rule: reward.Rule, words: bool) -> int | None:
     """The step of the first success, by the rule that rewards follow; None without one."""
     labels = episode.labels if words else np.zeros_like(episode.labels)
-    outcome = reward.outcome(reward.success_frames(lower, labels, rule), episode.end)
+    outcome = reward.outcome(reward.success_frames(lower, labels, rule, episode.cut), episode.end)
     hits = np.flatnonzero(outcome.reward > 0)
     return int(episode.seq[hits[0] + 1]) if len(hits) else None
 

@@ -147,6 +147,12 @@ class Correction:
         return self._course is not None
 
     @property
+    def contradicted(self) -> tuple[int, ...]:
+        """Flagged episodes that the classifier in force still sees otherwise than the person who flagged them."""
+        champion = self.champion
+        return tuple(e for e in self.evidence.fresh if champion and not self.judge.agrees(champion, e))
+
+    @property
     def offer(self) -> str:
         """What a person may want to do about a classifier that has grown from their words; empty when nothing."""
         q = self._in_force.quality

@@ -19,7 +19,7 @@ from steadyhand_training import fitting, frame_quality, gate
 from steadyhand_training.dataset import Dataset, Recorded
 from steadyhand_training.fitting import Fit, FitSettings, Pool
 from steadyhand_training.frame_quality import EpisodeQuality, FrameQuality, Scored
-from steadyhand_training.gate import GateSettings, Judged, Quality
+from steadyhand_training.gate import GateSettings, Quality
 
 Bool = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ class Crossfit:
     @property
     def contradicted(self) -> list[Recorded]:
         """Episodes whose words a network that never heard them contradicts: its mistakes, or wrong words."""
-        views = ((e, _view(s, self.rule.pessimism)) for e, s in zip(self.judged, self.scored))
+        views = ((e, frame_quality.view(s, self.rule.pessimism)) for e, s in zip(self.judged, self.scored))
         return [e for e, view in views if not gate.right(view, self.rule)]
 
 
@@ -91,8 +91,8 @@ def crossfit(
     temperature = _temperature(judged, logits)
     for net in nets:
         net.temperature.fill_(temperature)
-    scored = [Scored(_probabilities(each, temperature), e.labels) for e, each in zip(judged, logits)]
-    views = [_view(s, settings.pessimism) for s in scored]
+    scored = [Scored(_probabilities(each, temperature), e.labels, e.cut) for e, each in zip(judged, logits)]
+    views = [frame_quality.view(s, settings.pessimism) for s in scored]
     like = reward.Rule(0.5, dataset.task.debounce_frames, settings.pessimism)
     rule = gate.choose_rule(views, like, settings.gate)
     return Crossfit(
@@ -106,10 +106,6 @@ def crossfit(
         judged=tuple(judged),
         scored=tuple(scored),
     )
-
-
-def _view(scored: Scored, pessimism: float) -> Judged:
-    return Judged(reward.lower_bound(scored.probabilities, pessimism), scored.labels)
 
 
 def _fit(

@@ -60,6 +60,11 @@ class Recorded:
     def spoken_of(self) -> bool:
         return bool(self.labels.any())
 
+    @property
+    def cut(self) -> bool:
+        """A success ended it: what would have come next was never recorded."""
+        return self.end is EndReason.SUCCESS
+
 
 @dataclass(frozen=True)
 class _Run:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from steadyhand_models import reward
+from steadyhand_training import gate
+from steadyhand_training.gate import Judged
 from steadyhand_training.metrics import wilson
 
 F32 = npt.NDArray[np.float32]
@@ -24,10 +26,11 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Scored:
-    """One episode of T frames: each head's probabilities (T, H), and labels (T,) of +1, -1, 0."""
+    """One episode of T frames: each head's probabilities (T, H), and labels (T,) of +1, -1, 0; `cut` by a success."""
 
     probabilities: F32
     labels: I8
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,13 @@ def frames(episodes: Sequence[Scored], rule: reward.Rule, seed: int = 0) -> Fram
 
 def episodes(scored: Sequence[Scored], rule: reward.Rule) -> EpisodeQuality:
     """Quality over whole episodes, by the rule that ends them on the robot."""
-    refuted = false = confirmed = found = 0
-    for episode in scored:
-        fired = reward.fires(reward.lower_bound(episode.probabilities, rule.pessimism), rule)
-        refuted += bool((episode.labels < 0).any())
-        false += bool(fired[episode.labels < 0].any())
-        confirmed += bool((episode.labels > 0).any())
-        found += bool(fired[episode.labels > 0].any())
-    return EpisodeQuality(refuted, false, confirmed, found)
+    quality = gate.judge([view(e, rule.pessimism) for e in scored], rule)
+    return EpisodeQuality(quality.refuted, quality.false, quality.confirmed, quality.found)
+
+
+def view(scored: Scored, pessimism: float) -> Judged:
+    """The episode as the gate looks at it."""
+    return Judged(reward.lower_bound(scored.probabilities, pessimism), scored.labels, cut=scored.cut)
 
 
 def clustered(hits: I64, trials: I64, seed: int = 0) -> Rate:

@@ -61,11 +61,16 @@ def _slack(share: float, episodes: int) -> float:
 
 @dataclass(frozen=True)
 class Judged:
-    """One episode as a classifier sees it: lower bounds (T,), the human's labels (T,), and the strata (T,) if known."""
+    """One episode as a classifier sees it: lower bounds (T,), the human's labels (T,), and the strata (T,) if known.
+
+    A success that runs to the end of a `cut` episode is found, as `reward.fires` has it; it is false only once K frames
+    say so. What was never recorded speaks neither for a candidate nor against it.
+    """
 
     lower: F32
     labels: I8
     strata: Sequence[Stratum] = ()
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class Quality:
 
 def right(episode: Judged, rule: reward.Rule) -> bool:
     """Whether the classifier agrees with the human: silent where it must be, and heard where there was success."""
-    fired = reward.fires(episode.lower, rule)
-    heard = bool(fired[episode.labels > 0].any()) or not (episode.labels > 0).any()
+    fired, positive = reward.fires(episode.lower, rule), episode.labels > 0
+    heard = bool(reward.fires(episode.lower, rule, episode.cut)[positive].any()) or not positive.any()
     return heard and not fired[episode.labels < 0].any()
 
 
@@ -125,7 +130,7 @@ def _judge(episodes: Sequence[Judged], where: Sequence[Bool], rule: reward.Rule)
         refuted += bool(negative.any())
         false += bool(fired[negative].any())
         confirmed += bool(positive.any())
-        found += bool(fired[positive].any())
+        found += bool(reward.fires(episode.lower, rule, episode.cut)[positive].any())
         said.append((episode.lower > rule.threshold)[here])
         labels.append(episode.labels[here])
     return Quality(refuted, false, confirmed, found, _balanced_accuracy(np.concatenate(said), np.concatenate(labels)))

@@ -277,7 +277,7 @@ class Trainer:
         self.correction.caution = self.attention.lift
         promotion = self.correction.work(math.inf if self._lockstep else self.settings.correction_slice_s)
         if self.correction.busy and not growing:
-            self._reporter.event("candidate", Candidate(tuple(self.correction.evidence.fresh)))
+            self._reporter.event("candidate", Candidate(self.correction.contradicted))
         if promotion is not None:
             self._promoted(promotion)
         if self._classifier != self.correction.version:
