@@ -137,6 +137,7 @@ def test_temperature_cools_an_overconfident_network_and_never_sharpens() -> None
     honest = np.where(rng.random(400) < 0.8, truth, ~truth)  # right four times in five
     logits = np.where(honest, 8.0, -8.0)[:, None].astype(np.float32)
     assert fitting.temperature(logits, truth) == pytest.approx(8.0 / np.log(4), rel=0.1)
+    assert fitting.temperature(logits, truth, most=2.0) == pytest.approx(2.0, rel=0.1)
     assert fitting.temperature(np.where(truth, 1.0, -1.0)[:, None].astype(np.float32), truth) == 1.0
 
 

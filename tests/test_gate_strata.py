@@ -48,7 +48,7 @@ def test_a_rise_in_one_stratum_is_refused_in_its_words_although_the_whole_got_be
     assert reason == "light 2, lift: false_success 0 -> 3 of 14 held-out episodes"
 
 
-@pytest.mark.parametrize(("refuted", "margin"), [(1, 0), (3, 0), (4, 1), (20, 1), (40, 2), (100, 5)])
+@pytest.mark.parametrize(("refuted", "margin"), [(1, 1), (3, 1), (20, 1), (40, 2), (100, 5)])
 def test_what_is_checked_is_the_declared_margin(refuted: int, margin: int) -> None:
     settings = GateSettings()
     assert int(settings.margin(refuted)) == margin
@@ -74,6 +74,21 @@ def test_recall_is_asked_of_every_stratum_with_evidence_of_it() -> None:
 def test_a_candidate_that_is_right_on_few_episodes_and_wrong_on_most_frames_is_refused() -> None:
     worse = dataclasses.replace(FINE, balanced_accuracy=0.55)
     assert gate.objection(trial(candidate=worse), GateSettings()).startswith("balanced_accuracy 0.970 -> 0.550")
+
+
+def test_one_held_out_success_alone_cannot_keep_a_classifier_that_people_contradict() -> None:
+    def judged(found: int, of: int, accuracy: float) -> Quality:
+        return Quality(refuted=3, false=0, confirmed=of, found=found, balanced_accuracy=accuracy)
+
+    def candidate(found: int, of: int, accuracy: float) -> Trial:
+        return Trial(judged(found, of, accuracy), judged(of, of, 0.97), 5, 5, 0, 0, 0)
+
+    settings = GateSettings()
+    assert gate.objection(candidate(0, 1, 0.5), settings) == "", "it may be at an unusual place"
+    assert gate.objection(candidate(1, 2, 0.75), settings) == "", "as may one of two"
+    assert gate.objection(candidate(0, 2, 0.5), settings).startswith("recall 2 -> 0")
+    assert gate.objection(candidate(3, 3, 0.75), settings).startswith("balanced_accuracy 0.970 -> 0.750")
+    assert gate.objection(candidate(4, 4, 0.93), settings).startswith("balanced_accuracy 0.970 -> 0.930")
 
 
 def test_of_thresholds_that_tell_episodes_alike_the_one_that_tells_frames_apart_is_chosen() -> None:

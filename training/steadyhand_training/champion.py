@@ -15,6 +15,9 @@ from steadyhand_training.gate import Comparison, GateSettings, Judged, Quality, 
 from steadyhand_training.labels import Ledger
 from steadyhand_training.replay import Replay
 
+# A single held-out success that is missed asks for all the doubt there is, and then no threshold finds any success.
+MOST_OF_ONE = 2.0  # temperature, while no more than one is held out
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -56,7 +59,9 @@ class Judge:
         rows, labels = self._evidence.rows(held_out)
         known = labels != 0
         logits = fitting.log_odds(net, self._replay.frames[rows[known]])
-        net.temperature.fill_(fitting.temperature(logits, labels[known] > 0))
+        confirmed = [e for e in held_out if (self._ledger.frame_labels(e, self._replay) > 0).any()]
+        most = MOST_OF_ONE if len(confirmed) < 2 else float(fitting.TEMPERATURES[-1])
+        net.temperature.fill_(fitting.temperature(logits, labels[known] > 0, most))
         standing = self.standing(net, 0.5)
         if self._threshold is not None:
             return Standing(standing.scores, self.rule(self._threshold))

@@ -37,7 +37,7 @@ class FitSettings:
     learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.02
-    shift_px: Annotated[int, Field(ge=0, le=16)] = 2
+    shift_px: Annotated[int, Field(ge=0, le=16)] = 4
     # Of lamps that move, dim and change colour. Measured on the lift task under such a change: see docs/classifier.md.
     brightness: Annotated[float, Field(ge=0, lt=0.9)] = 0.3
     colour: Annotated[float, Field(ge=0, lt=0.9)] = 0.2
@@ -175,15 +175,17 @@ def features(net: Classifier, frames: U8) -> F32:
     return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
-def temperature(logits: F32, success: Bool) -> float:
-    """The temperature of TEMPERATURES with the least class-balanced log loss of logits (N, heads), success (N,).
+def temperature(logits: F32, success: Bool, most: float = float(TEMPERATURES[-1])) -> float:
+    """The temperature of TEMPERATURES up to `most` with the least class-balanced log loss of logits (N, heads),
+    success (N,).
 
     Temperature scaling after Guo et al. 2017.
     """
     sign = np.where(success, 1.0, -1.0)[:, None]
     weight = np.where(success, 1.0 / max(success.sum(), 1), 1.0 / max((~success).sum(), 1))[:, None]
-    losses = [float((weight * np.logaddexp(0.0, -sign * logits / t)).sum()) for t in TEMPERATURES]
-    return float(TEMPERATURES[int(np.argmin(losses))])
+    allowed = TEMPERATURES[most + 1e-6 >= TEMPERATURES]
+    losses = [float((weight * np.logaddexp(0.0, -sign * logits / t)).sum()) for t in allowed]
+    return float(allowed[int(np.argmin(losses))])
 
 
 class Scores:

@@ -37,9 +37,8 @@ HIGH = 0.8
 class GateSettings:
     """What a candidate must show on held-out episodes, in every stratum of them, and on everything that was flagged.
 
-    The declared margin of false successes among n held-out episodes is `most_false_rise` of them, and one episode
-    where n is 4 or more. Below it a candidate may be worse than the champion, beyond it never; so many small rises do
-    not add up.
+    The declared margin of false successes among n held-out episodes is `most_false_rise` of them, and one episode in
+    any case. Below it a candidate may be worse than the champion, beyond it never; so many small rises do not add up.
     """
 
     false_success_budget: Share = 0.05  # upper bound of the rate of episodes with a false success
@@ -53,10 +52,14 @@ class GateSettings:
         """Episodes among so many that may be false although the champion got them right."""
         return _slack(self.most_false_rise, episodes)
 
+    def accuracy_margin(self, confirmed: int) -> float:
+        """Balanced accuracy that may be lost: of a few successes what the one that may be lost takes with it."""
+        return 0.5 / max(confirmed, 1) if confirmed < FEW else self.most_accuracy_loss
+
 
 def _slack(share: float, episodes: int) -> float:
-    """A share of the episodes; one in any case where it may be a wrong key among others."""
-    return max(share * episodes, 1.0 if episodes >= FEW else 0.0)
+    """A share of the episodes, and one in any case: it may be a wrong key, or an unusual place."""
+    return max(share * episodes, 1.0)
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def objection(trial: Trial, settings: GateSettings) -> str:
         return f"false_success {old.false} -> {new.false} of {new.refuted} held-out episodes"
     if _lost(new, old, settings):
         return f"recall {old.found} -> {new.found} of {new.confirmed} held-out episodes"
-    if old.balanced_accuracy - new.balanced_accuracy > settings.most_accuracy_loss:
+    if old.balanced_accuracy - new.balanced_accuracy > settings.accuracy_margin(new.confirmed):
         return f"balanced_accuracy {old.balanced_accuracy:.3f} -> {new.balanced_accuracy:.3f} on held-out frames"
     for comparison in trial.strata:
         if reason := _stratum_objection(comparison, settings):
@@ -219,10 +222,9 @@ def _falser(new: Quality, old: Quality, settings: GateSettings) -> bool:
 
 
 def _lost(new: Quality, old: Quality, settings: GateSettings) -> bool:
-    """Whether successes are lost beyond the slack; of a few episodes one may be, but not all."""
-    return (
-        old.found - new.found > max(_slack(settings.most_recall_loss, new.confirmed), 1.0) or old.found > new.found == 0
-    )
+    """Whether successes are lost beyond the slack. Of several not all may be, however few they are."""
+    all_lost = old.found > new.found == 0 and new.confirmed > 1
+    return all_lost or old.found - new.found > _slack(settings.most_recall_loss, new.confirmed)
 
 
 def _stratum_objection(comparison: Comparison, settings: GateSettings) -> str:
