@@ -302,6 +302,18 @@ def test_flags_correct_the_classifier_and_relabel_what_nobody_spoke_of(robot: Ro
     assert promotion.flip_rate == promotion.flipped / promotion.actions
 
 
+def test_a_candidate_is_for_the_episodes_of_which_the_classifier_in_force_is_wrong(robot: Robot) -> None:
+    [wrong] = fool(robot, 1)
+    robot.say(LabelKind.FALSE_POSITIVE)
+    right = robot.record([LOW] * 12, [14] * 12, Source.POLICY, EndReason.SUCCESS)  # an older version ended it
+    assert not robot.rewarded(right)
+    robot.say(LabelKind.FALSE_POSITIVE)
+    robot.correction.work(0.0)
+    assert robot.correction.busy
+    assert {wrong, right} <= set(robot.correction.evidence.fresh)
+    assert robot.correction.contradicted == (wrong,)
+
+
 def test_the_labels_that_made_the_first_classifier_ask_for_no_second(robot: Robot) -> None:
     assert robot.correction.work(FOREVER) is None
     assert not robot.correction.busy

@@ -70,9 +70,9 @@ def journey(rows: Iterable[dict[str, Any]]) -> Journey:
     """Follow every contradiction through the lines of a run's metrics and decisions.
 
     A contradiction is the first word that stands on an episode for which a candidate was begun: a flag, or a success or
-    failure that the classifier sees otherwise. It belongs to the first candidate that was begun for its episode after
-    it was heard and that was promoted. Where the classifier of that promotion was replaced before its boundary, the
-    next one that was swapped in counts.
+    failure that the classifier in force sees otherwise. It belongs to the first candidate that was begun for its
+    episode after it was heard and that was promoted. Where the classifier of that promotion was replaced before its
+    boundary, the next one that was swapped in counts.
     """
     kept = [row for row in rows if row.get("kind") in (LABEL, CANDIDATE, DECISION, PUBLISH, SWAP)]
     kept.sort(key=lambda row: int(row["stamp_ns"]))

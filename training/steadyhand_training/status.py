@@ -54,7 +54,7 @@ class View:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A classifier candidate that begins to grow, and the flagged episodes that it is for."""
+    """A classifier candidate that begins to grow, and the episodes of which the one in force is wrong."""
 
     episodes: tuple[int, ...]
 
