@@ -115,7 +115,7 @@ def test_fitting_separates_bright_from_dark_and_leaves_the_champion_alone() -> N
     frames[:32] += 100
     targets = np.repeat([1, 0], 32).astype(np.float32)
     before = fitting.log_odds(champion, frames)
-    fit = Fit(champion, FitSettings())
+    fit = Fit(champion, FitSettings(learning_rate=1e-3))
     losses = [fit.step(frames, targets, np.ones((64, 2), bool)) for _ in range(30)]
     after = fitting.log_odds(fit.net, frames)
     assert losses[-1] < losses[0] / 2

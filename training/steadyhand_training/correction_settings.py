@@ -40,7 +40,7 @@ class CorrectionSettings:
     heads: Annotated[int, Field(ge=1, le=16)] = classifier.DEFAULT_HEADS
     pessimism: Annotated[float, Field(ge=0, le=5)] = 1.0
     first_batches: Count = 300
-    candidate_batches: Count = 50
+    candidate_batches: Count = 60
     attempts: Annotated[int, Field(ge=1, le=10)] = 3  # a refused candidate is trained on, this often in all
     held_out_every: Annotated[int, Field(ge=2, le=100)] = 4
     recent_episodes: Count = 60  # of each light

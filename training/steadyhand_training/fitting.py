@@ -34,7 +34,7 @@ class FitSettings:
     """How a network is fitted."""
 
     batch: Annotated[int, Field(ge=8, le=1024)] = 64
-    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
     smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.02
     shift_px: Annotated[int, Field(ge=0, le=16)] = 4
