@@ -35,7 +35,9 @@ class CrossfitSettings:
     pessimism: Annotated[float, Field(ge=0, le=5)] = 1.0  # as during a run
     batches: Annotated[int, Field(ge=1, le=100_000)] = 300  # per fold
     # Weaker than during a run, where lamps are expected to change: here the lights that count are in the recordings.
-    fit: FitSettings = field(default_factory=lambda: FitSettings(brightness=0.1, colour=0.0, shade=0.0))
+    fit: FitSettings = field(
+        default_factory=lambda: FitSettings(learning_rate=1e-3, brightness=0.1, colour=0.0, shade=0.0)
+    )
     gate: GateSettings = field(default_factory=GateSettings)
 
 
