@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from steadyhand_models.cli import UserError
-from steadyhand_models.messages import EndReason, Label
+from steadyhand_models.messages import EndReason, Label, LabelKind
 from steadyhand_models.task import Task
 from steadyhand_training.discards import Discards, Episode
 from steadyhand_training.facts import read_truth
 from steadyhand_training.journal import Journal, Kind
-from steadyhand_training.labels import Ledger
+from steadyhand_training.labels import Ledger, Provenance
 from steadyhand_training.memory import Memory
 from steadyhand_training.replay import Replay
 from steadyhand_training.run_folder import RunFolder
@@ -156,6 +156,17 @@ class Dataset:
         """What the simulation knows of an episode's frames (T,): +1 success, -1 none, 0 where it recorded nothing."""
         success, known = read_truth(episode.origin.folder / "truth.csv").at(episode.stamp_ns)
         return np.where(known, np.where(success, 1, -1), 0).astype(np.int8)
+
+    def said(self) -> list[tuple[Recorded, Provenance]]:
+        """Every word on an ended episode and where it comes from, in order of arrival; also what was taken back."""
+        known = {(e.source, e.memory_number): e for e in self.episodes}
+        found = []
+        for source, run in enumerate(self._runs):
+            for label in run.ledger.after(0):
+                episode = known.get((source, label.episode))
+                if episode is not None and label.kind is not LabelKind.UNDO:
+                    found.append((episode, run.ledger.provenance(label, run.replay)))
+        return found
 
     def said_by(self, episode: Recorded, place: int) -> Label | None:
         """The word that made the label of a frame, the last one where several agree; None for an unlabelled frame."""
