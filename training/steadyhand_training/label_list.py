@@ -87,13 +87,13 @@ def spans(frames: Sequence[int]) -> str:
 def show(words: Sequence[Said], console: Console) -> None:
     """One row per word."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("episode", "word", "s", "who", "by", "none on", "success on", "against", ""):
-        table.add_column(name, no_wrap=name not in ("none on", "success on"))
+    for name in ("episode", "word", "s", "who, how", "none on", "success on", "against", ""):
+        table.add_column(name, overflow="fold")
     for w in words:
         version = f"v{w.version}" if w.version else "-"
         frames = spans(w.negative), spans(w.positive)
         state = "" if w.stands else "taken back"
-        table.add_row(str(w.episode), w.word, f"{w.at_s:.1f}", w.who, w.device, *frames, version, state)
+        table.add_row(str(w.episode), w.word, f"{w.at_s:.1f}", f"{w.who}, {w.device}", *frames, version, state)
     console.print(table)
     standing = sum(w.stands for w in words)
     console.print(f"{len(words)} words, {standing} of them stand")
