@@ -56,7 +56,7 @@ def test_one_episode_can_be_asked_for(run: Path) -> None:
 def test_the_table_and_the_json_hold_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = io.StringIO()
     label_list.show(words(run), Console(file=out, width=200))
-    assert "taken back" in out.getvalue() and "3 words, 2 of them stand" in out.getvalue()
+    assert "undone" in out.getvalue() and "3 words, 2 of them stand" in out.getvalue()
     assert label_list.main(["--run", str(run), "--task", TASK.name, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [w["episode"] for w in told] == [1, 2, 3] and told[2]["stands"] is False

@@ -88,11 +88,11 @@ def show(words: Sequence[Said], console: Console) -> None:
     """One row per word."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("episode", "word", "s", "who, how", "none on", "success on", "against", ""):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("word", "who, how", ""))
     for w in words:
         version = f"v{w.version}" if w.version else "-"
         frames = spans(w.negative), spans(w.positive)
-        state = "" if w.stands else "taken back"
+        state = "" if w.stands else "undone"
         table.add_row(str(w.episode), w.word, f"{w.at_s:.1f}", f"{w.who}, {w.device}", *frames, version, state)
     console.print(table)
     standing = sum(w.stands for w in words)
