@@ -87,7 +87,7 @@ def spans(frames: Sequence[int]) -> str:
 def show(words: Sequence[Said], console: Console) -> None:
     """One row per word."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("episode", "word", "s", "who, how", "none on", "success on", "against", ""):
+    for name in ("episode", "word", "s", "who, how", "none on", "success on", "model", ""):
         table.add_column(name, overflow="fold", no_wrap=name in ("word", "who, how", ""))
     for w in words:
         version = f"v{w.version}" if w.version else "-"
