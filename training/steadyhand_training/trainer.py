@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-import json
 import math
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -19,26 +17,25 @@ from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel
 from steadyhand_models.nets.export import ExportError
 from steadyhand_models.registry import Registry
-from steadyhand_training import checkpoint, log
-from steadyhand_training.attention import Attention, Champion
+from steadyhand_training import log
+from steadyhand_training.attention import Attention
 from steadyhand_training.correction import Correction, CorrectionError, Promotion, Start
 from steadyhand_training.correction_settings import CorrectionRule
 from steadyhand_training.decisions import Decision
-from steadyhand_training.discards import Discards
 from steadyhand_training.ingest import Ingest
-from steadyhand_training.journal import Entry, Journal
+from steadyhand_training.journal import Entry
 from steadyhand_training.labels import Ledger
-from steadyhand_training.learner import CheckpointError, Learner
-from steadyhand_training.memory import Memory, News
+from steadyhand_training.learner import Learner
+from steadyhand_training.memory import Memory
 from steadyhand_training.metric_writers import open_writers
 from steadyhand_training.metrics import JsonLines
+from steadyhand_training.past import ENTRIES_PER_TURN, Past, champion_of
 from steadyhand_training.release import Release
 from steadyhand_training.replay import Replay
 from steadyhand_training.run_folder import RunFolder
 from steadyhand_training.status import Candidate, Reporter, View
 from steadyhand_training.trainer_settings import TrainerSettings
 
-ENTRIES_PER_TURN = 64
 IDLE_S = 0.05
 FIRST_FIT_SHARE = 0.3  # of pretraining's progress; display only
 
@@ -92,12 +89,10 @@ class Trainer:
         registry = Registry(folder.registry)
         self._check_registry(registry)
         self.ingest = Ingest(self.contract, folder.journal, registry, settings.listen)
-        self._journal = Journal(folder.journal)
-        self._discards = Discards(folder.discards)
+        self._past = Past(folder, self.memory, self.learner, self.correction, self.attention)
         self._reporter = Reporter(settings.status, folder.metrics, open_writers(settings.metrics, folder.root))
         self.release = Release(self.ingest, registry, self.memory, self._reporter, settings.publish)
         self._decisions = JsonLines(folder.decisions)
-        self._saver = checkpoint.Saver(folder.checkpoints)
         self._learn_from_step = 0  # recorded steps when learning began
         self._collected = (0, 0)  # demonstrations, successful and failed, at the last attempt to begin
         self._classifier = 0  # the correction's version that was handed to publishing
@@ -126,9 +121,8 @@ class Trainer:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._saver.wait()
+            self._past.close()
         self.ingest.stop()
-        self._journal.close()
         self._reporter.close()
         self._decisions.close()
         self.folder.address.unlink(missing_ok=True)
@@ -148,22 +142,15 @@ class Trainer:
 
     def _take_in(self) -> bool:
         self.ingest.arrived.clear()
-        entries = self._journal.after(self.memory.position, 1 if self._lockstep else ENTRIES_PER_TURN)
+        entries = self._past.news(1 if self._lockstep else ENTRIES_PER_TURN)
         for entry in entries:
             self._consume(entry)
             if self.phase is Phase.COLLECT and self._has_enough():
                 break
         return bool(entries)
 
-    def _remember(self, entry: Entry) -> News:
-        """Take an entry into memory unless its episode was taken back."""
-        if self._discards.hold(entry):
-            self.memory.position = entry.position
-            return News()
-        return self.memory.consume(entry)
-
     def _consume(self, entry: Entry) -> None:
-        news = self._remember(entry)
+        news = self._past.remember(entry)
         if news.swap is not None:
             self.release.answered(news.swap)
         if news.row is not None:
@@ -173,13 +160,8 @@ class Trainer:
         if news.label is not None:
             self.correction.notice(news.label)
             self._reporter.event("label", news.label)
-        self.attention.notice(news, self._champion())
+        self.attention.notice(news, champion_of(self.correction))
         self.release.standings.notice(news.settled)
-
-    def _champion(self) -> Champion | None:
-        """The classifier in force, for those who look at it."""
-        correction = self.correction
-        return Champion(correction.version, correction.scores, correction.rule) if correction.scores else None
 
     def _keep_house(self) -> None:
         self._report_when_due()
@@ -368,63 +350,25 @@ class Trainer:
 
         Written beside learning unless it is waited for.
         """
-        if not wait and self._saver.busy:
+        if not wait and self._past.saving:
             return
         self._checkpoint_due_s = time.monotonic() + self.settings.checkpoint_every_s
         if self.phase is not Phase.LEARN:
             return
         try:
-            snapshot = self.learner.snapshot()
-            self._saver.start(self._fill_checkpoint, lambda folder: snapshot.write(folder / "learner.pt"))
-            if wait:
-                self._saver.wait()
+            self._past.save(self._learn_from_step, wait)
         except OSError as error:
             log.warn("checkpoint.failed", reason=error, fix="free space on the run folder's disk")
             self.message = f"no checkpoint could be written: {error}"
 
-    def _fill_checkpoint(self, folder: Path) -> None:
-        """All but the learner."""
-        self.correction.save(folder / "correction.pt")
-        state = {
-            "position": self.memory.position,
-            "learn_from_step": self._learn_from_step,
-            "attention": self.attention.state(),
-        }
-        (folder / "trainer.json").write_text(json.dumps(state), encoding="utf-8")
-
     def _resume(self) -> None:
-        """Back to the newest checkpoint that can be read; what the journal holds beyond it is then new."""
-        for folder in reversed(checkpoint.listing(self.folder.checkpoints)):
-            try:
-                state = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
-                self._recall(int(state["position"]))
-                self.correction.load(folder / "correction.pt")
-                self.learner.load(folder / "learner.pt")
-                self._learn_from_step = int(state["learn_from_step"])
-                self.attention.restore(state["attention"], self._champion())
-            except (OSError, ValueError, KeyError, CorrectionError) as problem:
-                log.warn("checkpoint.unusable", folder=folder, reason=problem)
-                continue
-            self.phase = Phase.LEARN
-            self.release.resume()
-            log.info("trainer.resumed", checkpoint=folder.name, updates=self.learner.updates)
-            self._publish_missing()
+        """Go on from the newest checkpoint; what the journal holds beyond it is then new."""
+        begun = self._past.resume()
+        if begun is None:
             return
-        if checkpoint.listing(self.folder.checkpoints):
-            raise UserError(
-                f"{self.folder.checkpoints}: no checkpoint can be read; "
-                "move the folder away to learn again from the journal"
-            )
-
-    def _recall(self, position: int) -> None:
-        """Remember the journal up to a checkpoint's position, without learning from it again."""
-        while self.memory.position < position:
-            entries = self._journal.after(self.memory.position, ENTRIES_PER_TURN)
-            if not entries:
-                raise CheckpointError(f"the journal ends at {self.memory.position}, the checkpoint is of {position}")
-            for entry in entries:
-                if entry.position <= position:
-                    self._remember(entry)
+        self.phase, self._learn_from_step = Phase.LEARN, begun
+        self.release.resume()
+        self._publish_missing()
 
     def _finish(self) -> None:
         """A last checkpoint, which knows all that has arrived, and a last policy."""
@@ -438,7 +382,7 @@ class Trainer:
 
     def _drain(self) -> None:
         """Take in what is committed by now; it is not waited for more."""
-        while entries := self._journal.after(self.memory.position, ENTRIES_PER_TURN):
+        while entries := self._past.news():
             for entry in entries:
                 self._consume(entry)
             if len(entries) < ENTRIES_PER_TURN:
