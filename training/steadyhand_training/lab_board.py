@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import abc
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from steadyhand_models.cli import UserError
-from steadyhand_training.lab_run import Stopped
+from steadyhand_training.lab_run import LabRun, Stopped, Tell
 
 LINE_EVERY_S = 30.0
 POLL_S = 0.5
+TRAINING_SHARE = 0.8  # of a run's progress; display only
 
 
 @dataclass(frozen=True)
@@ -97,22 +98,34 @@ def stop_on_signals(stop: threading.Event) -> None:
         signal.signal(number, ask)
 
 
-class Lab(Protocol):
-    """An experiment of many runs. `problems` says in words what went wrong."""
+class Lab(abc.ABC):
+    """An experiment of many training runs, `jobs` of them at a time. `problems` says in words what went wrong."""
 
-    stop: threading.Event
-    problems: list[str]
+    def __init__(self, runs: Mapping[Key, LabRun], jobs: int, stop: threading.Event) -> None:
+        self.runs, self.jobs, self.stop = runs, jobs, stop
+        self.problems: list[str] = []
 
-    @property
-    def keys(self) -> Sequence[Key]: ...
+    def run(self, board: Board) -> None:
+        """Train and judge everything that is not done yet; what fails is kept in `problems` and the rest goes on."""
+        self.problems += carry_out(list(self.runs), lambda key: self._course(key, board), self.jobs)
 
-    def run(self, board: Board) -> None: ...
+    def _course(self, key: Key, board: Board) -> None:
+        if self.stop.is_set():
+            raise Stopped
+        board.tell(key, 0.0, "training")
+        self.runs[key].train(lambda share, what: board.tell(key, TRAINING_SHARE * share, what))
+        self.judge(key, lambda share, what: board.tell(key, TRAINING_SHARE + (1 - TRAINING_SHARE) * share, what))
+        board.tell(key, 1.0, "done")
+
+    @abc.abstractmethod
+    def judge(self, key: Key, tell: Tell) -> None:
+        """Judge what a finished run has learned, and keep the result. Raises UserError, Stopped."""
 
 
 def conduct(lab: Lab, present: Callable[[], None]) -> int:
     """Run an experiment and `present` what came of it: 0, 1 when a run failed, 130 when it was interrupted."""
     stop_on_signals(lab.stop)
-    with Board(Console(), lab.keys) as board:
+    with Board(Console(), list(lab.runs)) as board:
         lab.run(board)
     present()
     for problem in lab.problems:

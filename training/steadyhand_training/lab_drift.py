@@ -16,15 +16,14 @@ from steadyhand_models import task as tasks
 from steadyhand_training import lab_drift_results as drift
 from steadyhand_training import lab_trace, plots
 from steadyhand_training.gate import GateSettings
-from steadyhand_training.lab_board import Board, Key, carry_out, conduct
+from steadyhand_training.lab_board import Key, Lab, conduct
 from steadyhand_training.lab_drift_results import Evaluated, LineResult, Standing, Trial
 from steadyhand_training.lab_lines import DRIFT_RECIPES, DriftLine
 from steadyhand_training.lab_report import LabReport
-from steadyhand_training.lab_run import EVALUATION_SEED, LabRun, Stopped
+from steadyhand_training.lab_run import EVALUATION_SEED, LabRun, Tell
 from steadyhand_training.lab_trace import Trace
 
 Seed = Annotated[int, Field(ge=0, le=1_000_000)]
-TRAINING_SHARE = 0.8  # of a run's progress; display only
 PROBE_EPISODES = 24
 PROBE_SEED = 424_242
 FINAL_STEPS = 1000  # of the robot, that count as its end
@@ -64,16 +63,16 @@ def shortened(chosen: DriftLabSettings) -> DriftLabSettings:
     return replace(chosen, seeds=chosen.seeds[:1], lines=lines, steps=2500, change_step=1000, episodes=60)
 
 
-class DriftLab:
+class DriftLab(Lab):
     """All lines with all seeds."""
 
     def __init__(self, chosen: DriftLabSettings, stop: threading.Event) -> None:
-        self.chosen, self.stop = chosen, stop
+        self.chosen = chosen
         self.root = (chosen.runs or chosen.out / "runs").absolute()
         light = ("--light", chosen.light, "--light-change-step", str(chosen.change_step))
         recipes = {line: DRIFT_RECIPES[line] for line in dict.fromkeys(chosen.lines)}
         self.lines = {recipe.course: line for line, recipe in recipes.items()}
-        self.runs = {
+        runs = {
             (key := Key(recipe.course, seed)): LabRun(
                 replace(recipe, robot=(*recipe.robot, *light)),
                 self.root / str(key),
@@ -85,29 +84,15 @@ class DriftLab:
             for seed in dict.fromkeys(chosen.seeds)
             for recipe in recipes.values()
         }
+        super().__init__(runs, chosen.jobs, stop)
         self.trials: dict[Key, Trial] = {}
-        self.problems: list[str] = []
         self._probing = threading.Lock()
 
-    @property
-    def keys(self) -> list[Key]:
-        return list(self.runs)
+    def judge(self, key: Key, tell: Tell) -> None:
+        tell(0.0, "judging its classifiers and its last policy")
+        self.trials[key] = self._trial(self.runs[key])
 
-    def run(self, board: Board) -> None:
-        """Train and judge everything that is not done yet; what fails is kept in `problems` and the rest goes on."""
-        self.problems += carry_out(self.keys, lambda key: self._course(key, board), self.chosen.jobs)
-
-    def _course(self, key: Key, board: Board) -> None:
-        if self.stop.is_set():
-            raise Stopped
-        run = self.runs[key]
-        board.tell(key, 0.0, "training")
-        run.train(lambda share, what: board.tell(key, TRAINING_SHARE * share, what))
-        board.tell(key, TRAINING_SHARE, "judging its classifiers and its last policy")
-        self.trials[key] = self._judge(run)
-        board.tell(key, 1.0, "done")
-
-    def _judge(self, run: LabRun) -> Trial:
+    def _trial(self, run: LabRun) -> Trial:
         chosen = self.chosen
         trace = lab_trace.read(run.root)
         classifiers = self._standings(run, trace)

@@ -14,14 +14,13 @@ from pydantic import Field
 from steadyhand_models import bench, settings
 from steadyhand_models import task as tasks
 from steadyhand_training import lab_results, plots
-from steadyhand_training.lab_board import Board, Key, carry_out, conduct
+from steadyhand_training.lab_board import Key, Lab, conduct
 from steadyhand_training.lab_lines import RECIPES, Line, Recipe
 from steadyhand_training.lab_report import LabReport
 from steadyhand_training.lab_results import LineResult, Trial
-from steadyhand_training.lab_run import LabRun, Stopped
+from steadyhand_training.lab_run import LabRun, Tell
 
 Seed = Annotated[int, Field(ge=0, le=1_000_000)]
-TRAINING_SHARE = 0.7  # of a course's progress; display only
 _DESCRIPTION = """Learn the task with every line and seed in lockstep, faster than real time, and compare them.
 
 What is finished is kept: after Ctrl-C the same command goes on with what is missing.
@@ -55,58 +54,44 @@ def shortened(chosen: LearnLabSettings) -> LearnLabSettings:
     return replace(chosen, seeds=chosen.seeds[:1], lines=(Line.RLPD_SAC,), steps=1500, episodes=40, curve_episodes=20)
 
 
-class LearnLab:
+class LearnLab(Lab):
     """All lines with all seeds."""
 
     def __init__(self, chosen: LearnLabSettings, stop: threading.Event) -> None:
-        self.chosen, self.stop = chosen, stop
+        self.chosen = chosen
         self.recipes = {line: RECIPES[line] for line in dict.fromkeys(chosen.lines)}
         courses = {recipe.course: self._owner(recipe) for recipe in self.recipes.values()}
         root = chosen.runs or chosen.out / "runs"
-        self.runs = {
+        runs = {
             Key(course, seed): LabRun(
                 recipe, (root / f"{course}-seed{seed}").absolute(), seed, chosen.task, chosen.steps, stop
             )
             for seed in dict.fromkeys(chosen.seeds)
             for course, recipe in courses.items()
         }
+        super().__init__(runs, chosen.jobs, stop)
         self.trials: dict[tuple[Line, int], Trial] = {}
-        self.problems: list[str] = []
 
     @staticmethod
     def _owner(recipe: Recipe) -> Recipe:
         """The recipe that a course is named after."""
         return next(r for r in RECIPES.values() if r.course == recipe.course and not r.first_only)
 
-    @property
-    def keys(self) -> list[Key]:
-        return list(self.runs)
-
-    def run(self, board: Board) -> None:
-        """Train and judge everything that is not done yet; what fails is kept in `problems` and the rest goes on."""
-        self.problems += carry_out(self.keys, lambda key: self._course(key, board), self.chosen.jobs)
-
-    def _course(self, key: Key, board: Board) -> None:
-        if self.stop.is_set():
-            raise Stopped
-        run = self.runs[key]
-        board.tell(key, 0.0, "training")
-        run.train(lambda share, what: board.tell(key, TRAINING_SHARE * share, what))
+    def judge(self, key: Key, tell: Tell) -> None:
         lines = [line for line, recipe in self.recipes.items() if recipe.course == key.course]
         for line in lines:
-            self.trials[line, key.seed] = self._judge(key, run, line, board)
-        board.tell(key, 1.0, "done")
+            self.trials[line, key.seed] = self._trial(self.runs[key], line, tell)
 
-    def _judge(self, key: Key, run: LabRun, line: Line, board: Board) -> Trial:
+    def _trial(self, run: LabRun, line: Line, tell: Tell) -> Trial:
         chosen = self.chosen
         versions = [1] if self.recipes[line].first_only else run.chosen(chosen.every_steps)
         points = run.judge(
             versions,
             chosen.curve_episodes,
             chosen.episodes,
-            lambda share, what: board.tell(key, TRAINING_SHARE + (1 - TRAINING_SHARE) * share, f"{line.value}: {what}"),
+            lambda share, what: tell(share, f"{line.value}: {what}"),
         )
-        return Trial(key.seed, tuple(points), run.minutes or 0.0)
+        return Trial(run.seed, tuple(points), run.minutes or 0.0)
 
     def results(self) -> list[LineResult]:
         """Every line that has at least one trial."""

@@ -19,16 +19,15 @@ from steadyhand_models.registry import Registry
 from steadyhand_models.reward import RewardForm
 from steadyhand_training import lab_noise_results, plots
 from steadyhand_training.facts import EpisodeFacts, gather
-from steadyhand_training.lab_board import Board, Key, carry_out, conduct
+from steadyhand_training.lab_board import Key, Lab, conduct
 from steadyhand_training.lab_lines import Recipe
 from steadyhand_training.lab_noise_results import Cell, Noise, Trial, Words
 from steadyhand_training.lab_report import LabReport
-from steadyhand_training.lab_run import LabRun, Stopped, Tell
+from steadyhand_training.lab_run import LabRun, Tell
 
 Seed = Annotated[int, Field(ge=0, le=1_000_000)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 Lag = Annotated[float, Field(ge=0, le=10)]
-TRAINING_SHARE = 0.8  # of a run's progress; display only
 # Probability pays at every step, so its episodes run on after success, on both sides.
 _TRAINER = {RewardForm.PROBABILITY: ("--reward.terminate-on-success", "False")}
 _ROBOT = {RewardForm.PROBABILITY: ("--control.terminate-on-success", "False")}
@@ -88,50 +87,32 @@ def recipe(form: RewardForm, noise: Noise) -> Recipe:
     return Recipe(f"{form.value}, {noise}", course, trainer, (*_ROBOT.get(form, ()), *person))
 
 
-class NoiseLab:
+class NoiseLab(Lab):
     """All reward forms under all noises with all seeds; the first seed's grid is whole before the second begins."""
 
     def __init__(self, chosen: NoiseLabSettings, stop: threading.Event) -> None:
-        self.chosen, self.stop = chosen, stop
+        self.chosen = chosen
         self.root = (chosen.runs or chosen.out / "runs").absolute()
         self.cells = {
             (made := recipe(form, noise)).course: (form, noise, made)
             for form in dict.fromkeys(chosen.forms)
             for noise in noises(chosen)
         }
-        self.runs = {
+        runs = {
             (key := Key(course, seed)): LabRun(made, self.root / str(key), seed, chosen.task, chosen.steps, stop)
             for seed in dict.fromkeys(chosen.seeds)
             for course, (_, _, made) in self.cells.items()
         }
+        super().__init__(runs, chosen.jobs, stop)
         self.trials: dict[Key, Trial] = {}
-        self.problems: list[str] = []
 
-    @property
-    def keys(self) -> list[Key]:
-        return list(self.runs)
-
-    def run(self, board: Board) -> None:
-        """Train and judge everything that is not done yet; what fails is kept in `problems` and the rest goes on."""
-        self.problems += carry_out(self.keys, lambda key: self._course(key, board), self.chosen.jobs)
-
-    def _course(self, key: Key, board: Board) -> None:
-        if self.stop.is_set():
-            raise Stopped
+    def judge(self, key: Key, tell: Tell) -> None:
         run = self.runs[key]
-        board.tell(key, 0.0, "training")
-        run.train(lambda share, what: board.tell(key, TRAINING_SHARE * share, what))
-        self.trials[key] = self._judge(
-            run, lambda share, what: board.tell(key, TRAINING_SHARE + (1 - TRAINING_SHARE) * share, what)
-        )
-        board.tell(key, 1.0, "done")
-
-    def _judge(self, run: LabRun, tell: Tell) -> Trial:
         last = Registry(run.folder.registry).newest(Channel.POLICY)
         if last is None:
             raise UserError(f"{run.root}: its policies are gone; remove the folder, and the same command runs it again")
         (final,) = run.judge([last], self.chosen.episodes, self.chosen.episodes, tell)
-        return Trial(run.seed, run.minutes or 0.0, final, words(gather(run.root).policy_episodes))
+        self.trials[key] = Trial(run.seed, run.minutes or 0.0, final, words(gather(run.root).policy_episodes))
 
     def results(self) -> list[Cell]:
         """Every cell that has at least one trial."""
