@@ -62,7 +62,7 @@ def a_candidate_that_fixes_nothing_is_refused(robot: Robot) -> None:
 
 def a_stratum_that_gets_worse_is_seen(robot: Robot) -> None:
     fine = Quality(40, 0, 40, 40, 0.98)
-    worse = Comparison(Stratum(2, ONE_CAMERA, Phase.LIFT), dataclasses.replace(fine, false=5), fine)
+    worse = Comparison(Stratum(2, ONE_CAMERA, Phase.LIFT), dataclasses.replace(fine, false=4), fine)
     assert gate.objection(Trial(fine, fine, 0, 0, 0, 0, 0, (worse,)), GateSettings())
 
 

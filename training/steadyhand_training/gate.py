@@ -27,7 +27,6 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(9))
 HARM_OF_FALSE = 3.0
 # So many episodes outweigh one that carries a wrong key or that reaction times have blurred.
 FEW = 4
-CERTAIN = 0.95 - 1e-9  # a single trial at 5% is within it
 HARDLY = 0.01  # balanced accuracies closer than this are equal
 # Of thresholds that judge equally the highest up to here. Measured on 22 recorded episodes, success being taught from
 # 0.25 s after it was seen: at .5 eight were declared too early, at .8 none; at .95 a fifth of its frames are missed.
@@ -38,35 +37,24 @@ HIGH = 0.8
 class GateSettings:
     """What a candidate must show on held-out episodes, in every stratum of them, and on everything that was flagged.
 
-    The declared margin of false successes among n held-out episodes is what wrong keys at the rate `wrong_keys`
-    explain, 19 times in 20, and one episode in any case: a held-out success that was called a failure by mistake blocks
-    whatever sees it. Below the margin a candidate may be worse than the champion, beyond it never; so small rises do
-    not add up.
+    The declared margin of false successes among n held-out episodes is `most_false_rise` of them, and one episode in
+    any case. Below it a candidate may be worse than the champion, beyond it never; so many small rises do not add up.
     """
 
     false_success_budget: Share = 0.05  # upper bound of the rate of episodes with a false success
-    wrong_keys: Share = 0.05  # share of words that are mistakes
+    most_false_rise: Share = 0.05  # share of held-out episodes, of a stratum and of all, that may newly be false
     most_recall_loss: Share = 0.1  # share of held-out or flagged episodes, of a stratum and of all, that may be lost
     most_accuracy_loss: Share = 0.03  # balanced accuracy over held-out frames that may be lost; few episodes swing
     least_fixed: Share = 0.6  # share of the newly flagged episodes; people press wrong keys
     ready_balanced_accuracy: Share = 0.95  # of a first classifier that grows while rewards are a person's words alone
 
-    def margin(self, episodes: int) -> int:
+    def margin(self, episodes: int) -> float:
         """Episodes among so many that may be false although the champion got them right."""
-        return max(1, _quantile(episodes, self.wrong_keys))
+        return _slack(self.most_false_rise, episodes)
 
     def accuracy_margin(self, confirmed: int) -> float:
         """Balanced accuracy that may be lost: of a few successes what the one that may be lost takes with it."""
         return 0.5 / max(confirmed, 1) if confirmed < FEW else self.most_accuracy_loss
-
-
-def _quantile(trials: int, rate: float) -> int:
-    """The least count that so many trials at this rate exceed in no more than one case of 20."""
-    total, count = (1 - rate) ** trials, 0
-    while total < CERTAIN:
-        count += 1
-        total += math.comb(trials, count) * rate**count * (1 - rate) ** (trials - count)
-    return count
 
 
 def _slack(share: float, episodes: int) -> float:
