@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from rich import box
@@ -106,11 +107,7 @@ def main(argv: Sequence[str]) -> int:
     with progress.shown("reading the journal") as told:
         words = gather(dataset.read([chosen.run], task, told), chosen.episode)
     if chosen.json:
-        print(json.dumps([_plain(w) for w in words], indent=1))
+        print(json.dumps([dataclasses.asdict(w) for w in words], indent=1))
     else:
         show(words, Console())
     return 0
-
-
-def _plain(word: Said) -> dict[str, Any]:
-    return {**vars(word), "negative": list(word.negative), "positive": list(word.positive)}
