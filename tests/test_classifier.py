@@ -72,6 +72,48 @@ def test_the_exported_graph_carries_the_temperature() -> None:
             np.testing.assert_allclose(golden.output, net(torch.from_numpy(frames)).numpy(), atol=1e-6)
 
 
+def lit(pictures: torch.Tensor, colour: tuple[float, float, float]) -> torch.Tensor:
+    return pictures * torch.tensor(colour)[:, None, None]
+
+
+def coloured(count: int = 4) -> torch.Tensor:
+    """Pictures (B, 2, 3, 32, 32) in 60..200 with patches of colour."""
+    patches = torch.rand((count, 2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    return 60 + 140 * patches.repeat_interleave(4, 3).repeat_interleave(4, 4)
+
+
+def test_a_lamp_that_dims_and_turns_warm_hardly_changes_what_the_network_looks_at() -> None:
+    before = classifier.without_lamp(coloured())
+    after = classifier.without_lamp(lit(coloured(), (0.7, 0.5, 0.3)))
+    other = classifier.without_lamp(coloured().flip(0))
+    assert (after - before).abs().mean() < 0.1 * (other - before).abs().mean()
+
+
+def test_a_shadow_across_the_picture_changes_no_colour() -> None:
+    shadow = torch.ones(32, 32)
+    shadow[:, 20:] = 0.5
+    before, after = classifier.without_lamp(coloured()), classifier.without_lamp(coloured() * shadow)
+    changed = (after - before).abs().mean((0, 2, 3)).reshape(3, 2).mean(1)  # red - green, blue - green, lightness
+    assert changed[:2].max() < 0.15 * (before - before.flip(0)).abs().mean()
+
+
+def test_a_covered_camera_gives_finite_answers() -> None:
+    dark = torch.zeros((2, *SHAPE), dtype=torch.uint8)
+    for invariant in (True, False):
+        assert torch.isfinite(classifier.build(SHAPE, 2, 0, invariant)(dark)).all()
+
+
+def test_a_network_of_levels_sees_the_lamp() -> None:
+    frames = torch.from_numpy(pictures(8))
+    dimmed = (frames * torch.tensor([0.7, 0.5, 0.3])).to(torch.uint8)
+    apart = {
+        invariant: float((net.features(frames) - net.features(dimmed)).abs().mean() / net.features(frames).abs().mean())
+        for invariant in (True, False)
+        for net in [classifier.build(SHAPE, 2, 0, invariant)]
+    }
+    assert apart[True] < 0.5 * apart[False]
+
+
 def test_batches_hold_as_many_of_each_class_however_rare_it_is() -> None:
     rng = np.random.default_rng(0)
     anchor, corrections = Pool(np.array([1]), np.arange(10, 500)), Pool(np.array([], np.int64), np.array([2, 3]))
@@ -80,6 +122,12 @@ def test_batches_hold_as_many_of_each_class_however_rare_it_is() -> None:
     assert set(rows[targets > 0.5]) == {1}
     few = np.isin(rows[targets < 0.5], [2, 3]).sum()
     assert 6 <= few <= 26, "two corrections weigh as much as hundreds of other frames"
+
+
+def test_a_pool_is_drawn_from_by_its_weight() -> None:
+    whole, slight = Pool(np.array([1]), np.array([10])), Pool(np.array([2]), np.array([20]), 0.25)
+    rows, _ = fitting.draw([whole, slight], 2000, np.random.default_rng(0))
+    assert 0.16 < np.isin(rows, [2, 20]).mean() < 0.24, "a quarter as often as the other: a fifth"
 
 
 def test_a_class_without_frames_cannot_be_drawn() -> None:
@@ -129,6 +177,17 @@ def test_a_head_does_not_learn_from_rows_that_are_not_its_own() -> None:
     fit.step(pictures(8), np.ones(8, np.float32), np.tile([True, False], (8, 1)))
     assert all(torch.equal(a, b) for a, b in zip(before, fit.net.heads[1].parameters()))
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in fit.net.heads[0].parameters())
+
+
+def test_a_blend_lies_between_what_was_and_what_was_fitted() -> None:
+    before = classifier.build(SHAPE, 2, seed=0)
+    fit = Fit(before, FitSettings(learning_rate=1e-2))
+    for _ in range(5):
+        fit.step(pictures(8), np.ones(8, np.float32), np.ones((8, 2), bool))
+    for share in (0.25, 1.0):
+        parts = zip(before.parameters(), fit.net.parameters(), fitting.blended(before, fit.net, share).parameters())
+        for old, new, mixed in parts:
+            torch.testing.assert_close(mixed, share * new + (1 - share) * old)
 
 
 def test_temperature_cools_an_overconfident_network_and_never_sharpens() -> None:

@@ -221,6 +221,61 @@ def test_a_second_flag_of_the_kind_bears_the_first_one_out(checkpoint: Path) -> 
     assert set(robot.correction.evidence.fresh) == {first, second}
 
 
+def test_a_wrong_key_under_a_new_light_is_known_by_how_lifts_looked_under_the_old_one(checkpoint: Path) -> None:
+    robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=100))
+    praised(robot, 8)
+    robot.correction.work(FOREVER)
+    dimmed(robot)
+    episode = robot.lift()
+    robot.say(LabelKind.FALSE_POSITIVE)
+    robot.correction.work(FOREVER)
+    assert robot.correction.evidence.strata.light(episode) == 2
+    assert robot.correction.evidence.review == [episode]
+
+
+def test_any_word_may_be_a_wrong_key(checkpoint: Path) -> None:
+    robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=100))
+    praised(robot, 8)
+    robot.correction.work(FOREVER)
+    episode = robot.lift()
+    robot.say(LabelKind.FAILURE)
+    robot.correction.work(FOREVER)
+    assert robot.correction.evidence.review == [episode]
+
+
+def test_a_held_out_word_that_candidates_in_turn_contradict_goes_to_review(checkpoint: Path) -> None:
+    robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=2))
+    praised(robot, 8)
+    robot.correction.work(FOREVER)
+    evidence, episode = robot.correction.evidence, robot.lift()
+    robot.say(LabelKind.FAILURE)
+    evidence.admit(episode)
+    evidence._admitted[episode] = True  # a wrong key that judges every candidate from now on
+    robot.correction._docket.drop([episode])
+    assert episode in evidence.held_out()
+    for candidate in (1, 2):
+        praised(robot, 2)
+        robot.correction.work(FOREVER)
+        assert (episode in evidence.review) == (candidate == 2)
+
+
+def test_doubts_outlive_a_restart(checkpoint: Path, tmp_path: Path) -> None:
+    robot = ready(checkpoint, QUICK)
+    assert not robot.correction.evidence.doubt(3)
+    robot.correction.save(tmp_path / "doubts.pt")
+    other = Correction(CONTRACT, TASK, robot.replay, robot.ledger, QUICK, seed=0)
+    other.load(tmp_path / "doubts.pt")
+    assert other.evidence.doubt(3)
+
+
+def test_a_single_episode_weighs_less_than_a_pool_of_several(robot: Robot) -> None:
+    several = [robot.miss() for _ in range(8)]
+    for episode in several:
+        robot.say(LabelKind.FALSE_POSITIVE, episode=episode)
+    evidence = robot.correction.evidence
+    assert (evidence.pool(several).weight, evidence.pool(several[:1]).weight) == (1.0, 0.25)
+
+
 def test_a_flag_that_a_verdict_repeats_is_no_slip_of_the_finger(checkpoint: Path) -> None:
     robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=100))
     praised(robot, 8)

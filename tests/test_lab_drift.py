@@ -128,7 +128,8 @@ def test_the_real_commands_understand_what_every_line_is_started_with() -> None:
         perfect = person.wrong_key_rate == 0 and person.verdict_rate == 1
         assert perfect == (line is DriftLine.TRUTH)
         assert perfect or (person.reaction_lo_s, person.reaction_hi_s, person.wrong_key_rate) == (0.3, 0.8, 0.05)
-        wanted = {DriftLine.FIXED: RewardSource.CLASSIFIER, DriftLine.TRUTH: RewardSource.MANUAL}
+        wanted = {DriftLine.TRUTH: RewardSource.MANUAL}
+        wanted |= dict.fromkeys((DriftLine.FIXED, DriftLine.FIXED_INVARIANT), RewardSource.CLASSIFIER)
         assert robot.control.reward_source is wanted.get(line, RewardSource.HYBRID)
 
 

@@ -74,6 +74,30 @@ def test_a_slower_operator_means_earlier_frames() -> None:
     assert (quick.index(1), slow.index(1)) == (19, 15)
 
 
+def lifted(*stretches: range) -> Course:
+    """An episode in which something was held up in these frames."""
+    return dataclasses.replace(course(), held_up=np.isin(np.arange(FRAMES), [i for part in stretches for i in part]))
+
+
+@pytest.mark.parametrize("kind", [LabelKind.FAILURE, LabelKind.VERDICT_FAILURE])
+def test_a_failure_says_nothing_of_what_was_held_up_for_a_moment(kind: LabelKind) -> None:
+    moment, long = range(3, 9), range(12, 28)
+    assert said(word(kind, at(33)), of=lifted(moment, long)) == marked(minus=set(range(30)) - set(moment))
+
+
+def test_a_success_says_nothing_of_an_earlier_moment_and_all_of_the_lift_that_it_is_about() -> None:
+    key = word(LabelKind.SUCCESS, at(20), reaction_s=0.55)
+    assert said(key, of=lifted(range(2, 6), range(9, 30))) == marked(range(16, 30), {*range(2), *range(6, 12)})
+    verdict = word(LabelKind.VERDICT_SUCCESS, at(33))
+    whole, parted = said(verdict), said(verdict, of=lifted(range(2, 6)))
+    assert [i for i in range(FRAMES) if whole[i] != parted[i]] == list(range(2, 6))
+
+
+def test_what_a_person_names_is_meant_however_short_it_was() -> None:
+    flag = word(LabelKind.FALSE_POSITIVE, at(33), steps=(7, 8))
+    assert said(flag, of=lifted(range(4, 9))) == said(flag)
+
+
 @pytest.mark.parametrize("kind", [LabelKind.FAILURE, LabelKind.VERDICT_FAILURE])
 def test_a_failure_speaks_of_every_frame(kind: LabelKind) -> None:
     assert said(word(kind, at(33))) == marked(minus=range(30))

@@ -293,11 +293,19 @@ class Correction:
         """One candidate from warm start to promotion or rejection, in slices."""
         fresh = self.evidence.taught_flags(fresh=True)
         grown = yield from self._grower.candidate(self._in_force.standing, self.caution)
+        yield from self._doubt(grown.standing)
         if not grown.objection:
             return (yield from self._put_in_force(grown.standing, grown.trial))
         self._reject(grown.objection, grown.trial)
         self._set_aside([e for e in fresh if not self.judge.agrees(grown.standing, e)], "no candidate could agree")
         return None
+
+    def _doubt(self, candidate: Standing) -> Generator[None, None, None]:
+        """Held-out words that one candidate after the other contradicts go to review, or they would block for ever."""
+        for episode in self.evidence.held_out():
+            if self._docket.suspects(candidate, episode) and self.evidence.doubt(episode):
+                self._set_aside([episode], "candidates that never heard it and neighbours say the contrary")
+            yield
 
     def _silri(self, flags: int) -> Course:
         """The champion's weights after some steps, in force at once; what is stored stays as it is."""
@@ -385,7 +393,7 @@ class Correction:
             self._docket.hear(label)
         if promotion := state["promotion"]:
             self.last_promotion = Promotion(**promotion | {"quality": Quality(**promotion["quality"])})
-        self._in_force.restore(state["in_force"], weights, self._heads)
+        self._in_force.restore(state["in_force"], weights, lambda: self._grower.network(self._heads))
         self.settle()
         self._in_force.restore_stored(weights.get("stored", {}))
 

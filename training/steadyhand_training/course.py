@@ -47,7 +47,7 @@ class Grower:
 
     def network(self, heads: int) -> Classifier:
         """A fresh network."""
-        return classifier.build(self._contract.frames_shape, heads, self._seed)
+        return classifier.build(self._contract.frames_shape, heads, self._seed, self._settings.fit.light_invariant)
 
     def fresh(self, heads: int, progress: Callable[[float], None] = lambda share: None) -> Generator[None, None, Fit]:
         """A fit of a fresh network to all that is taught."""
@@ -73,12 +73,15 @@ class Grower:
         """
         fit = Fit(champion.net, self._settings.fit)
         pools = self._evidence.pools(self._settings.recent_episodes)
+        # One flag may be a wrong key; the more there are, the less of the champion stands against them.
+        share = self._settings.blend ** (1.0 / max(1, len(self._evidence.taught_flags(fresh=True))))
         for _ in range(self._settings.attempts):
             for rate in fitting.rates(self._settings.candidate_batches):
                 self._step(fit, pools, self._settings.fit.batch, rate)
                 yield
             least = max(self._least_threshold(), champion.rule.threshold - MOST_LOWERED)
-            standing = self._judge.calibrated(fit.snapshot(), least, lift)
+            net = fitting.blended(champion.net, fit.net, share)
+            standing = self._judge.calibrated(net, least, lift)
             yield
             trial = self._judge.trial(standing, champion)
             grown = Grown(standing, trial, gate.objection(trial, self._judge.settings))
@@ -91,7 +94,7 @@ class Grower:
         """The champion after ten balanced batches for each flag."""
         fit, taught = Fit(champion.net, self._settings.fit), [self._evidence.pool(self._evidence.taught())]
         for _ in range(SILRI_BATCHES * flags):
-            self._step(fit, taught, SILRI_BATCH)
+            self._step(fit, taught, SILRI_BATCH, relit=False)
             yield
         return self._judge.standing(fit.snapshot(), SILRI_THRESHOLD)
 
@@ -105,8 +108,8 @@ class Grower:
         young = len(refuted) < self._settings.young_light_episodes
         return self._settings.young_light_threshold if young else 0.0
 
-    def _step(self, fit: Fit, pools: Sequence[Pool], batch: int, rate: float = 1.0) -> None:
+    def _step(self, fit: Fit, pools: Sequence[Pool], batch: int, rate: float = 1.0, relit: bool = True) -> None:
         rows, targets = fitting.draw(pools, batch, self._rng)
-        light = self._evidence.strata.relit(rows, self._rng)
+        light = self._evidence.strata.relit(rows, self._rng) if relit else None
         frames = fitting.augment(self._replay.frames[rows], self._settings.fit, self._rng, light)
         fit.step(frames, targets, self._evidence.heads(rows, len(fit.net.heads)), rate)

@@ -119,7 +119,8 @@ def _fit(
 ) -> Classifier:
     """A network from these episodes; each head misses its share of them, so that the heads differ."""
     rng = np.random.default_rng([seed, 2])
-    fit = Fit(classifier.build(dataset.task.contract().frames_shape, settings.heads, seed), settings.fit)
+    shape, invariant = dataset.task.contract().frames_shape, settings.fit.light_invariant
+    fit = Fit(classifier.build(shape, settings.heads, seed, invariant), settings.fit)
     pools = _pools(taught)
     turns = {int(row): turn for turn, episode in enumerate(taught) for row in episode.rows}
     for i in range(settings.batches):

@@ -21,7 +21,7 @@ class Looked:
 
     due: bool  # whether they call for a candidate
     contradicted: tuple[int, ...] = ()  # episodes of which the champion thinks otherwise than was said
-    suspects: tuple[int, ...] = ()  # flagged ones that look like a wrong key
+    suspects: tuple[int, ...] = ()  # of these, the ones that look like a wrong key
 
 
 @dataclass
@@ -82,11 +82,15 @@ class Docket:
         for episode in spoken:
             if episode in contradicted or (self._evidence.is_flagged(episode) and episode not in suspects):
                 self._evidence.flag(episode)
-        for episode in contradicted:
-            self._call_back(self._suspicion.supporters(episode))
+        for episode in contradicted if gated else ():
+            self._call_back(self._suspicion.supporters(champion, episode))
         self._open.quiet += len(ready)
         due = bool(contradicted) or self._open.quiet >= self._settings.quiet_labels
         return Looked(due, tuple(contradicted), tuple(suspects))
+
+    def suspects(self, standing: Standing, episode: int) -> bool:
+        """Whether a word looks wrong to a classifier that never learned from it."""
+        return not self._judge.agrees(standing, episode) and self._suspicion.suspects(standing, episode)
 
     def state(self, growing: Sequence[int]) -> dict[str, Any]:
         """As plain data; the episodes that a course is growing from wait again."""

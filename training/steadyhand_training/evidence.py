@@ -19,6 +19,8 @@ I8 = npt.NDArray[np.int8]
 I64 = npt.NDArray[np.int64]
 
 ANCHORS_PER_HEAD = 4
+FULL_EPISODES = 4  # of a pool; one of fewer weighs as much less, or a single wrong key would be learned by heart
+DOUBTS = 2  # candidates that a word must look wrong to before it goes to review
 
 FLAGS = (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
 
@@ -42,6 +44,7 @@ class Evidence:
         self.flagged: list[int] = []
         self.fresh: list[int] = []
         self.review: list[int] = []
+        self._doubts: dict[int, int] = {}  # held-out episodes, and how many candidates their words looked wrong to
 
     def ended(self) -> list[int]:
         return [e for e in self._replay.episodes if self._replay.ended(e) is not None]
@@ -96,6 +99,11 @@ class Evidence:
             self.forget(episode)
             self.review.append(episode)
 
+    def doubt(self, episode: int) -> bool:
+        """One more candidate, which never learned from this episode, contradicts its word; whether these are enough."""
+        self._doubts[episode] = self._doubts.get(episode, 0) + 1
+        return self._doubts[episode] >= DOUBTS
+
     def is_flagged(self, episode: int) -> bool:
         """Whether a person flagged this episode in so many words."""
         return any(v.kind in FLAGS for v in self._ledger.labels(episode))
@@ -120,7 +128,7 @@ class Evidence:
 
     def pool(self, episodes: Sequence[int]) -> Pool:
         rows, labels = self.rows(episodes)
-        return Pool(rows[labels > 0], rows[labels < 0])
+        return Pool(rows[labels > 0], rows[labels < 0], min(1.0, len(episodes) / FULL_EPISODES))
 
     def pools(self, recent_episodes: int) -> list[Pool]:
         """Anchor set, corrections, and recent frames, each by light: a new light has its share, no old one is lost."""
@@ -154,6 +162,7 @@ class Evidence:
             "flagged": self.flagged,
             "fresh": self.fresh,
             "review": self.review,
+            "doubts": list(self._doubts.items()),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -165,6 +174,7 @@ class Evidence:
         self._counts = dict(state["counts"])
         self.anchors, self.flagged = list(state["anchors"]), list(state["flagged"])
         self.fresh, self.review = list(state["fresh"]), list(state["review"])
+        self._doubts = {int(e): int(n) for e, n in state["doubts"]}
 
     def _labels(self, episode: int) -> I8:
         return self._ledger.frame_labels(episode, self._replay)

@@ -31,8 +31,9 @@ TEMPERATURES = np.exp(np.linspace(0.0, np.log(8.0), 40))
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a network is fitted."""
+    """What network is fitted, and how."""
 
+    light_invariant: bool = True  # colour differences and local lightness instead of levels: nets/classifier.py
     batch: Annotated[int, Field(ge=8, le=1024)] = 64
     learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4
@@ -46,26 +47,28 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows of one kind of evidence, by what they show."""
+    """Rows of one kind of evidence, by what they show, and how often they are drawn beside those of other pools."""
 
     positive: I64
     negative: I64
+    weight: float = 1.0
 
 
 def draw(pools: Sequence[Pool], batch: int, rng: np.random.Generator) -> tuple[I64, F32]:
-    """Rows (batch,) and targets (batch,): half of each class, shared evenly among the pools that have it."""
+    """Rows (batch,) and targets (batch,): half of each class, shared by weight among the pools that have it."""
     half = batch // 2
-    positive = _share([p.positive for p in pools if len(p.positive)], half, rng)
-    negative = _share([p.negative for p in pools if len(p.negative)], batch - half, rng)
+    positive = _share([(p.positive, p.weight) for p in pools if len(p.positive)], half, rng)
+    negative = _share([(p.negative, p.weight) for p in pools if len(p.negative)], batch - half, rng)
     targets = np.concatenate([np.ones(len(positive), np.float32), np.zeros(len(negative), np.float32)])
     return np.concatenate([positive, negative]), targets
 
 
-def _share(sources: Sequence[I64], count: int, rng: np.random.Generator) -> I64:
+def _share(sources: Sequence[tuple[I64, float]], count: int, rng: np.random.Generator) -> I64:
     if not sources:
         raise ValueError("no frames of one class to draw from")
-    pick = rng.integers(0, len(sources), count)
-    return np.array([sources[i][rng.integers(0, len(sources[i]))] for i in pick], np.int64)
+    weight = np.array([w for _, w in sources])
+    pick = rng.choice(len(sources), count, p=weight / weight.sum())
+    return np.array([sources[i][0][rng.integers(0, len(sources[i][0]))] for i in pick], np.int64)
 
 
 def augment(frames: U8, settings: FitSettings, rng: np.random.Generator, light: F32 | None = None) -> U8:
@@ -146,6 +149,18 @@ class Fit:
     def snapshot(self) -> Classifier:
         """A copy of the network that further updates leave alone."""
         return copy.deepcopy(self.net)
+
+
+def blended(before: Classifier, fitted: Classifier, share: float) -> Classifier:
+    """A network with `share` of the fitted weights and the rest of those it was fitted from, uncalibrated.
+
+    What a few episodes teach is kept and what they would have unlearned mostly is not (WiSE-FT, Wortsman et al. 2022).
+    """
+    net = copy.deepcopy(fitted)
+    with torch.no_grad():
+        for mine, old in zip(net.parameters(), before.parameters()):
+            mine.lerp_(old, 1.0 - share)
+    return net
 
 
 def rates(steps: int) -> F32:

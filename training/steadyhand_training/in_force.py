@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from steadyhand_models import reward
 from steadyhand_models.artifact import Artifact, Manifest, digest
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Channel
-from steadyhand_models.nets import classifier, export
+from steadyhand_models.nets import export
+from steadyhand_models.nets.classifier import Classifier
 from steadyhand_training.champion import Judge, Standing
 from steadyhand_training.correction_state import CorrectionError, Weights
 from steadyhand_training.evidence import Evidence
@@ -151,21 +152,20 @@ class InForce:
     def weights(self) -> dict[str, Weights]:
         return {name: standing.net.state_dict() for name, standing in self._standings().items()}
 
-    def restore(self, state: dict[str, Any], weights: dict[str, Weights], heads: int) -> None:
-        """Take up what `state` and `weights` gave."""
+    def restore(self, state: dict[str, Any], weights: dict[str, Weights], fresh: Callable[[], Classifier]) -> None:
+        """Take up what `state` and `weights` gave, in `fresh` networks."""
         self.version, self.previous = int(state["version"]), int(state["previous"])
         self.quality = Quality(**state["quality"]) if state["quality"] else None
         self.figures = dict(state["figures"])
         self._vetoes.published = {int(own): int(version) for own, version in state["published"]}
-        found = {name: self._standing(weights[name], heads, rule) for name, rule in state["rules"].items()}
+        found = {name: self._standing(weights[name], fresh(), rule) for name, rule in state["rules"].items()}
         self.champion, self.before = found.get("champion"), found.get("before")
 
     def _standings(self) -> dict[str, Standing]:
         both = {"champion": self.champion, "before": self.before}
         return {name: standing for name, standing in both.items() if standing is not None}
 
-    def _standing(self, weights: Weights, heads: int, threshold: float) -> Standing:
-        net = classifier.build(self._contract.frames_shape, heads, seed=0)
+    def _standing(self, weights: Weights, net: Classifier, threshold: float) -> Standing:
         net.load_state_dict(weights)
         return self._judge.standing(net, threshold)
 

@@ -18,7 +18,7 @@ from steadyhand_training import lab_trace, plots
 from steadyhand_training.gate import GateSettings
 from steadyhand_training.lab_board import Key, Lab, conduct
 from steadyhand_training.lab_drift_results import Evaluated, LineResult, Standing, Trial
-from steadyhand_training.lab_lines import DRIFT_RECIPES, DriftLine
+from steadyhand_training.lab_lines import DRIFT_LINES, DRIFT_RECIPES, DriftLine
 from steadyhand_training.lab_report import LabReport
 from steadyhand_training.lab_run import EVALUATION_SEED, LabRun, Tell
 from steadyhand_training.lab_trace import Trace
@@ -46,7 +46,7 @@ class DriftLabSettings:
     change_step: Annotated[int, Field(ge=0)] = 2000  # at which its first change comes
     episodes: Annotated[int, Field(ge=1)] = 200  # of each evaluation of the last policy
     every_steps: Annotated[int, Field(ge=50)] = 250  # of one window in the curves
-    lines: Annotated[tuple[DriftLine, ...], Field(min_length=1)] = tuple(DriftLine)
+    lines: Annotated[tuple[DriftLine, ...], Field(min_length=1)] = DRIFT_LINES
     short: bool = False  # one seed, 2,500 steps, two lines, the change at step 1,000: minutes on two cores
     task: str = "lift"
     jobs: Annotated[int, Field(ge=1, le=64)] = 1  # training runs at a time; each takes about one core

@@ -25,6 +25,12 @@ class DriftLine(str, enum.Enum):
     SILRI = "silri"
     CORRECTED = "corrected"
     TRUTH = "truth"
+    FIXED_INVARIANT = "fixed_invariant"
+    SILRI_INVARIANT = "silri_invariant"
+
+
+# What an experiment compares unless it is told otherwise; the rest says how much of it is the network alone.
+DRIFT_LINES = (DriftLine.FIXED, DriftLine.SILRI, DriftLine.CORRECTED, DriftLine.TRUTH)
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,23 @@ _PERFECT = (
     "--operator.reaction-lo-s", "0.1", "--operator.reaction-hi-s", "0.2", "--operator.wrong-key-rate", "0",
     "--operator.verdict-rate", "1",
 )  # fmt: skip
+# As HIL-SERL, LeRobot and SiLRI fit theirs: levels as they are, and random shifts alone.
+_LEVELS = (
+    "--correction.fit.light-invariant", "False", "--correction.fit.brightness", "0", "--correction.fit.colour", "0",
+    "--correction.fit.shade", "0",
+)  # fmt: skip
+_FIXED, _ALONE = ("--correction.rule", "fixed"), ("--control.reward-source", "classifier")
+_SILRI = ("--correction.rule", "silri")
 DRIFT_RECIPES = {
     DriftLine.FIXED: Recipe(
-        "fixed classifier",
-        "fixed",
-        ("--correction.rule", "fixed"),
-        ("--control.reward-source", "classifier"),
-        demonstrations=DRIFT_DEMONSTRATIONS,
+        "fixed classifier", "fixed", (*_FIXED, *_LEVELS), _ALONE, demonstrations=DRIFT_DEMONSTRATIONS
     ),
-    DriftLine.SILRI: Recipe(
-        "SiLRI's rule", "silri", ("--correction.rule", "silri"), demonstrations=DRIFT_DEMONSTRATIONS
+    DriftLine.SILRI: Recipe("SiLRI's rule", "silri", (*_SILRI, *_LEVELS), demonstrations=DRIFT_DEMONSTRATIONS),
+    DriftLine.FIXED_INVARIANT: Recipe(
+        "fixed, light-invariant", "fixed_invariant", _FIXED, _ALONE, demonstrations=DRIFT_DEMONSTRATIONS
+    ),
+    DriftLine.SILRI_INVARIANT: Recipe(
+        "SiLRI's rule, light-invariant", "silri_invariant", _SILRI, demonstrations=DRIFT_DEMONSTRATIONS
     ),
     DriftLine.CORRECTED: Recipe("corrected classifier", "corrected", demonstrations=DRIFT_DEMONSTRATIONS),
     DriftLine.TRUTH: Recipe(

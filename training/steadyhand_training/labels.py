@@ -11,6 +11,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from steadyhand_models.messages import Label, LabelKind
+from steadyhand_models.task import Task
+from steadyhand_training import strata
 
 if TYPE_CHECKING:
     from steadyhand_training.replay import Replay
@@ -23,6 +25,8 @@ Seconds = Annotated[float, Field(ge=0, le=10)]
 _FLAGS = (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
 REVIEWS = (LabelKind.REVIEW_SUCCESS, LabelKind.REVIEW_NONE)
 _NOT_BY_KEY = (LabelKind.UNDO, *REVIEWS)
+# Words on how an episode went; that no other frame was a success is only implied.
+_ON_THE_WHOLE = (LabelKind.SUCCESS, LabelKind.FAILURE, LabelKind.VERDICT_SUCCESS, LabelKind.VERDICT_FAILURE)
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,23 @@ class Windows:
     false_positive_s: Seconds = 1.0
     false_positive_frames: Annotated[int, Field(ge=1, le=100)] = 10  # when pressed after the episode's end
     verdict_gap_s: Seconds = 1.0
+    # What was held up for less than this and put down or lost again was over before a person could have said anything.
+    # Measured over 20 runs: see docs/classifier.md.
+    moment_s: Seconds = 1.25
 
 
 @dataclass(frozen=True)
 class Course:
     """What resolving a label needs to know of its episode. `stamps_ns` (T,) are its frames' stamps, rising.
 
-    `seqs` (T,) are their places in the episode, 0, 1, ... where none are given.
+    `seqs` (T,) are their places in the episode, 0, 1, ... where none are given; `held_up` (T,) says where the jaws were
+    closed above the table.
     """
 
     stamps_ns: I64
     ended: bool
     seqs: I64 | None = None
+    held_up: Bool | None = None
 
 
 def resolve(labels: Sequence[Label], course: Course, debounce_frames: int, windows: Windows) -> I8:
@@ -107,7 +116,20 @@ def _word(label: Label, course: Course, debounce_frames: int, windows: Windows) 
         word[max(0, end - windows.false_positive_frames) : end] = -1
     elif label.kind is LabelKind.FALSE_POSITIVE:
         word[(stamps > seen_ns - _ns(windows.false_positive_s)) & (stamps <= seen_ns)] = -1
+    if label.kind in _ON_THE_WHOLE and course.held_up is not None:
+        word[_moments(word, course.held_up, stamps, _ns(windows.moment_s))] = 0
     return word
+
+
+def _moments(word: I8, held_up: Bool, stamps_ns: I64, longest_ns: int) -> Bool:
+    """Frames (T,) of every short stretch of `held_up` of which the word says nothing but no: whether the object was up
+    there cannot be told from how the episode went."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], held_up.astype(np.int8), [0]])))
+    found = np.zeros(len(word), np.bool_)
+    for begin, end in edges.reshape(-1, 2):
+        short = stamps_ns[end - 1] - stamps_ns[begin] < longest_ns
+        found[begin:end] = short and (word[begin:end] < 0).all()
+    return found
 
 
 def _fired_until(label: Label, course: Course) -> int:
@@ -150,9 +172,11 @@ class Provenance:
 class Ledger:
     """Every label that was ever said, in order of arrival; an undo takes a label back without erasing it."""
 
-    def __init__(self, debounce_frames: int, windows: Windows | None = None) -> None:
-        """debounce_frames is the task's K: a verdict of success speaks of that many frames."""
+    def __init__(self, debounce_frames: int, windows: Windows | None = None, task: Task | None = None) -> None:
+        """debounce_frames is the task's K: a verdict of success speaks of that many frames. Without a task nobody knows
+        where something was held up."""
         self.debounce_frames = debounce_frames
+        self._task = task
         self.windows = windows or Windows()
         self._labels: dict[str, Label] = {}
         self._episodes: dict[int, list[str]] = {}
@@ -239,10 +263,12 @@ class Ledger:
 
     def _course(self, episode: int, replay: Replay) -> Course:
         rows = replay.rows(episode)
+        lift = strata.PHASES.index(strata.Phase.LIFT)
         return Course(
             stamps_ns=np.asarray(replay.stamp_ns[rows], np.int64),
             ended=replay.ended(episode) is not None,
             seqs=np.asarray(replay.seq[rows], np.int64),
+            held_up=strata.phases(replay.state[rows], self._task) == lift if self._task else None,
         )
 
     def _speaks(self, event_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""Flags that look like a wrong key: the classifier is sure of the contrary and so are its neighbours' labels."""
+"""Words that look like a wrong key: the classifier is sure of the contrary and so are its neighbours' labels."""
 
 from __future__ import annotations
 
@@ -10,86 +10,86 @@ import numpy.typing as npt
 from steadyhand_models.messages import LabelKind
 from steadyhand_training import fitting
 from steadyhand_training.champion import Judge, Standing
-from steadyhand_training.evidence import FLAGS, Evidence
+from steadyhand_training.evidence import Evidence
 from steadyhand_training.labels import REVIEWS, Ledger
 from steadyhand_training.replay import Replay
 
 F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
 I8 = npt.NDArray[np.int8]
 I64 = npt.NDArray[np.int64]
 
 SURE = 0.9  # every head's probability of the contrary
+MOST = 0.5  # share of the disputed frames, and of those of them that every head is sure of
 NEIGHBOURS = 5  # nearest labelled frames, each of another episode
+CONTRARY = 4  # of these: one that agrees may be a wrong key itself
 # Neighbours are looked for among so many recent episodes, in so many labelled frames of each.
 EPISODES = 40
 FRAMES = 8
-# A person errs now and then, not twice alike in so many flags: two that agree are believed.
-RECENT_FLAGS = 20
-_BORNE_OUT = {
-    LabelKind.FALSE_POSITIVE: (LabelKind.FAILURE, LabelKind.VERDICT_FAILURE, *REVIEWS),
-    LabelKind.FALSE_NEGATIVE: (LabelKind.SUCCESS, LabelKind.VERDICT_SUCCESS, *REVIEWS),
-}
+_YES = frozenset({LabelKind.SUCCESS, LabelKind.VERDICT_SUCCESS, LabelKind.FALSE_NEGATIVE})
+_NO = frozenset({LabelKind.FAILURE, LabelKind.VERDICT_FAILURE, LabelKind.FALSE_POSITIVE})
 
 
 class Suspicion:
-    """Looks at a flag before anything is grown from it.
+    """Looks at a word before anything is grown from it.
 
-    Only episodes of the same light that people spoke of after the first fit are neighbours: what was demonstrated says
-    little about how policies fail, and a light says little about another.
+    Only episodes that people spoke of after the first fit are neighbours: what was demonstrated says little about how
+    policies fail. Those in review count with their words: a person errs now and then, not twice about what looks alike.
     """
 
     def __init__(self, replay: Replay, ledger: Ledger, evidence: Evidence, judge: Judge) -> None:
         self._replay, self._ledger, self._evidence, self._judge = replay, ledger, evidence, judge
 
     def suspects(self, champion: Standing, episode: int) -> bool:
-        """Whether a flagged episode is better looked at again before it is believed."""
-        kind = self._flag(episode)
-        if kind is None or self.supporters(episode):
-            return False
+        """Whether what was said of an episode is better looked at again before it is believed."""
         rows = self._disputed(champion, episode)
-        return len(rows) > 0 and self._neighbours_contradict(champion, rows, episode)
+        if not len(rows) or self._repeated(episode):
+            return False
+        word = dict(zip(*(part.tolist() for part in self._evidence.rows([episode]))))
+        near = self._near(champion, episode, rows)
+        alone = [sum(word[row] * says < 0 for _, says in found) >= CONTRARY for row, found in near]
+        return len(alone) > 0 and float(np.mean(alone)) >= MOST
 
-    def supporters(self, episode: int) -> list[int]:
-        """Other recent episodes with a flag of the same kind under the same light."""
-        kind, strata = self._flag(episode), self._evidence.strata
-        known = [*self._evidence.flagged, *self._evidence.review]
-        recent = [e for e in known if e != episode][-RECENT_FLAGS:]
-        return [e for e in recent if self._flag(e) is kind and strata.light(e) == strata.light(episode)]
+    def supporters(self, champion: Standing, episode: int) -> list[int]:
+        """Episodes in review with a word that this one, which looks like them, bears out."""
+        rows, labels = self._evidence.rows([episode])
+        word = dict(zip(rows.tolist(), labels.tolist()))
+        near = self._near(champion, episode, rows[labels != 0])
+        alike = {other for row, found in near for other, says in found if word[row] * says > 0}
+        return [e for e in self._evidence.review if e in alike]
 
-    def _flag(self, episode: int) -> LabelKind | None:
-        """The last word that contradicts a classifier in so many words; None where another word bears it out."""
-        said = self._ledger.labels(episode)
-        flags = [v for v in said if v.kind in FLAGS]
-        kind = max(flags, key=lambda v: v.stamp_ns).kind if flags else None
-        borne_out = kind is not None and any(v.kind in _BORNE_OUT[kind] for v in said)
-        return None if borne_out else kind
+    def _repeated(self, episode: int) -> bool:
+        """Whether a person said it twice, with different keys or in a review: that is no slip of the finger."""
+        said = {v.kind for v in self._ledger.labels(episode)}
+        return bool(said & set(REVIEWS)) or len(said & _NO) > 1 or len(said & _YES) > 1
 
     def _disputed(self, champion: Standing, episode: int) -> I64:
-        """Rows on which every head is sure of the contrary of what was said; none unless they all are."""
+        """Rows on which every head is sure of the contrary of what was said; none unless most of those at issue are."""
         rows, labels = self._evidence.rows([episode])
         probabilities = champion.scores.of(rows)
         above = probabilities.mean(axis=1) > champion.rule.threshold
         disputed = (labels != 0) & (above != (labels > 0))
         contrary = np.where(labels[:, None] > 0, 1.0 - probabilities, probabilities)
-        sure = (contrary[disputed] > SURE).all()
-        return rows[disputed] if sure else rows[:0]
+        sure = disputed & (contrary > SURE).all(axis=1)
+        return rows[sure] if sure.sum() >= MOST * disputed.sum() else rows[:0]
 
-    def _neighbours_contradict(self, champion: Standing, rows: I64, episode: int) -> bool:
+    def _near(self, champion: Standing, episode: int, rows: I64) -> list[tuple[int, list[tuple[int, int]]]]:
+        """For each row the episodes and labels of its nearest neighbours; nothing where there are too few."""
         others, labels, owner = self._labelled(episode)
-        if len(np.unique(owner)) < NEIGHBOURS:
-            return False
-        said = self._evidence.rows([episode])
-        word = dict(zip(said[0].tolist(), said[1].tolist()))
+        if len(np.unique(owner)) < NEIGHBOURS or not len(rows):
+            return []
         mine = fitting.features(champion.net, self._replay.frames[rows])
         theirs = fitting.features(champion.net, self._replay.frames[others])
         apart = np.linalg.norm(mine[:, None] - theirs[None], axis=2)
-        return all(all(labels[i] * word[int(row)] < 0 for i in _nearest(far, owner)) for row, far in zip(rows, apart))
+        return [
+            (int(row), [(int(owner[i]), int(labels[i])) for i in _nearest(far, owner)]) for row, far in zip(rows, apart)
+        ]
 
     def _labelled(self, episode: int) -> tuple[I64, I8, I64]:
         """Rows, labels and episodes of labelled frames that may be neighbours."""
-        evidence, light = self._evidence, self._evidence.strata.light(episode)
-        apart = {episode, *evidence.anchors, *evidence.review}
-        known = [e for e in evidence.labelled() if e not in apart and evidence.strata.light(e) == light][-EPISODES:]
+        evidence = self._evidence
+        apart = {episode, *evidence.anchors}
+        known = [e for e in evidence.labelled() if e not in apart][-EPISODES:]
         rows, labels, owner = [np.zeros(0, np.int64)], [np.zeros(0, np.int8)], [np.zeros(0, np.int64)]
         for e in known:
             its_rows, its_labels = evidence.rows([e])
