@@ -214,8 +214,8 @@ def show(figures: Figures, judged: Sequence[Target]) -> None:
         parts = [(name, [way.part_s(since, until) for way in found.ways]) for name, since, until in PARTS]
         rows = [(name, *_row(values)) for name, values in [*parts, ("whole", figures.whole_s)]]
         caption = (
-            f"{len(found.ways)} of {found.contradictions} words that contradicted the classifier led to a promotion; "
-            f"the trainer made {figures.updates_per_s:.0f} updates/s"
+            f"{len(found.ways)} of {found.contradictions} words that contradicted the classifier led to a promotion, "
+            f"{found.reviewed} went to review; the trainer made {figures.updates_per_s:.0f} updates/s"
         )
         bench.show("seconds from key to classifier", ("part", "median", "p90", "worst"), rows, caption)
     elif figures.updates_per_s:

@@ -40,10 +40,10 @@ class CorrectionSettings:
     heads: Annotated[int, Field(ge=1, le=16)] = classifier.DEFAULT_HEADS
     pessimism: Annotated[float, Field(ge=0, le=5)] = 1.0
     first_batches: Count = 300
-    candidate_batches: Count = 60
+    candidate_batches: Count = 30
     # Share of a candidate's own weights beside the champion's after one flag; its n-th root after n.
     blend: Annotated[float, Field(gt=0, le=1)] = 0.5
-    attempts: Annotated[int, Field(ge=1, le=10)] = 3  # a refused candidate is trained on, this often in all
+    attempts: Annotated[int, Field(ge=1, le=10)] = 5  # a refused candidate is trained on, this often in all
     held_out_every: Annotated[int, Field(ge=2, le=100)] = 4
     recent_episodes: Count = 60  # of each light
     least_steps: Annotated[int, Field(ge=0, le=100_000)] = 10  # recorded steps from one candidate to the next

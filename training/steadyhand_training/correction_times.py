@@ -54,10 +54,12 @@ class Way:
 
 @dataclass(frozen=True)
 class Journey:
-    """What became of the words that contradicted the classifier: the ways of those that led to a promotion."""
+    """What became of the words that contradicted the classifier: the ways of those that led to a promotion, and how
+    many were put up for review before one."""
 
     contradictions: int
     ways: tuple[Way, ...]
+    reviewed: int = 0
 
 
 def read(folder: RunFolder) -> Journey:
@@ -72,7 +74,7 @@ def journey(rows: Iterable[dict[str, Any]]) -> Journey:
     A contradiction is the first word that stands on an episode for which a candidate was begun: a flag, or a success or
     failure that the classifier in force sees otherwise. It belongs to the first candidate that was begun for its
     episode after it was heard and that was promoted. Where the classifier of that promotion was replaced before its
-    boundary, the next one that was swapped in counts.
+    boundary, the next one that was swapped in counts. What goes to review is on its way no longer: a person is asked.
     """
     kept = [row for row in rows if row.get("kind") in (LABEL, CANDIDATE, DECISION, PUBLISH, SWAP)]
     kept.sort(key=lambda row: int(row["stamp_ns"]))
@@ -80,7 +82,9 @@ def journey(rows: Iterable[dict[str, Any]]) -> Journey:
     about = {episode for row in candidates for episode in row[CANDIDATE]["episodes"]}
     words = [row for row in _first_words(kept) if row[LABEL]["episode"] in about]
     ways = [way for row in words if (way := _way(row, kept)) is not None]
-    return Journey(len(words), tuple(ways))
+    reviewed = {episode for row in kept if _is_review(row) for episode in row[DECISION]["episodes"]}
+    left = {int(row[LABEL]["episode"]) for row in words} - {way.episode for way in ways}
+    return Journey(len(words), tuple(ways), len(left & reviewed))
 
 
 def _first_words(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,6 +130,8 @@ def _promotion(episode: int, heard_ns: int, rows: Sequence[dict[str, Any]]) -> t
     for row in rows:
         if row["kind"] == CANDIDATE and row["stamp_ns"] >= heard_ns:
             begun_ns = int(row["stamp_ns"]) if episode in row[CANDIDATE]["episodes"] else None
+        elif _is_review(row) and row["stamp_ns"] >= heard_ns and episode in row[DECISION]["episodes"]:
+            return None
         elif row["kind"] == DECISION and begun_ns is not None:
             verdict = row[DECISION]["verdict"]
             if verdict == Verdict.PROMOTED.value:
@@ -133,6 +139,10 @@ def _promotion(episode: int, heard_ns: int, rows: Sequence[dict[str, Any]]) -> t
             if verdict == Verdict.REJECTED.value:
                 begun_ns = None
     return None
+
+
+def _is_review(row: dict[str, Any]) -> bool:
+    return row["kind"] == DECISION and row[DECISION]["verdict"] == Verdict.REVIEW.value
 
 
 def _is_ready(swap: dict[str, Any], version: int) -> bool:
