@@ -206,19 +206,20 @@ def test_a_flag_that_classifier_and_neighbours_contradict_goes_to_review_and_blo
     assert episode not in (*robot.correction.evidence.taught(), *robot.correction.evidence.held_out())
 
 
-def test_a_second_flag_of_the_kind_bears_the_first_one_out(checkpoint: Path) -> None:
+def test_flags_that_pile_up_on_what_looks_alike_are_believed_in_the_end(checkpoint: Path) -> None:
     robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=100))
-    praised(robot, 8)
+    praised(robot, 5)
     robot.correction.work(FOREVER)
-    first = robot.lift()
-    robot.say(LabelKind.FALSE_POSITIVE)
-    robot.correction.work(FOREVER)
-    assert robot.correction.evidence.review == [first]
-    second = robot.lift()
-    robot.say(LabelKind.FALSE_POSITIVE)
-    robot.correction.work(0.0)
-    assert robot.correction.busy
-    assert set(robot.correction.evidence.fresh) == {first, second}
+    flagged = []
+    while not robot.correction.busy and len(flagged) < 12:
+        flagged.append(robot.lift())
+        robot.say(LabelKind.FALSE_POSITIVE)
+        robot.correction.work(0.0)
+        if not robot.correction.busy:
+            assert robot.correction.evidence.review == flagged
+    evidence = robot.correction.evidence
+    assert 3 <= len(flagged) < 12, "two may be wrong keys"
+    assert flagged[-1] in evidence.fresh and len(evidence.fresh) > 1, "it calls back those that it looks like"
 
 
 def test_a_wrong_key_under_a_new_light_is_known_by_how_lifts_looked_under_the_old_one(checkpoint: Path) -> None:
