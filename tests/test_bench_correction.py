@@ -76,6 +76,13 @@ def test_words_without_a_promotion_are_counted_and_those_taken_back_or_agreed_wi
     assert (found.contradictions, len(found.ways)) == (2, 1)
 
 
+def test_a_word_that_went_to_review_is_on_its_way_no_longer() -> None:
+    review = line("decision", 11.0, verdict="review", episodes=[7])
+    found = journey([RUN[0], review, *RUN[1:]])
+    assert (found.contradictions, found.ways, found.reviewed) == (1, (), 1)
+    assert journey(RUN).reviewed == 0
+
+
 def test_of_several_words_on_an_episode_the_first_counts() -> None:
     found = journey([*RUN, flag(10.5, 7, "v", "verdict_failure")])
     assert found.contradictions == 1 and found.ways[0].heard_ns == 10 * S

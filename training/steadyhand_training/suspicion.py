@@ -15,7 +15,6 @@ from steadyhand_training.labels import REVIEWS, Ledger
 from steadyhand_training.replay import Replay
 
 F32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
 I8 = npt.NDArray[np.int8]
 I64 = npt.NDArray[np.int64]
 
