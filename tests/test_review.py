@@ -202,6 +202,24 @@ def test_a_doubted_flag_is_asked_about_first_and_the_answer_is_about_all_its_fra
     assert run.said(first) == [1] * len(first.steps) and first.id not in {q.id for q in run.open()}
 
 
+def test_of_a_doubted_word_on_the_whole_episode_the_frames_are_asked_about_that_the_champion_sees_otherwise(
+    run: Run,
+) -> None:
+    trainer, replay = run.bench.trainer, run.bench.trainer.memory.replay
+    run.bench.feed([label(4, 9, LabelKind.VERDICT_FAILURE)])
+    champion, rows = trainer.correction.champion, replay.rows(4)
+    denied = rows[trainer.memory.ledger.frame_labels(4, replay) < 0]
+    assert champion is not None and len(denied) > 4
+    champion.scores.of(rows)
+    champion.scores._probabilities[rows] = 0.1
+    champion.scores._probabilities[denied[:3]] = 0.99
+    trainer.correction.evidence.set_aside([4])
+    run.bench.feed(driven(6, Source.POLICY))
+    first = run.open()[0]
+    assert (first.episode, first.word) == (4, "verdict failure (ann)")
+    assert first.steps == tuple(replay.seq[denied[:3]])
+
+
 def test_open_questions_are_bounded_and_the_better_ones_stay(tmp_path: Path) -> None:
     settings = dataclasses.replace(EAGER, asking=AskingSettings(least_score=0.0, most_open=3, spacing_steps=1))
     bench = Bench(tmp_path, settings)

@@ -82,6 +82,14 @@ def a_key_speaks_of_what_was_seen_a_reaction_before(robot: Robot) -> None:
     assert said.tolist() == [-1] * 12 + [0] * 3 + [1] * 5
 
 
+def a_moment_is_not_denied_by_the_end(robot: Robot) -> None:
+    stamps = np.arange(20) * 100_000_000
+    held_up = (stamps >= 500_000_000) & (stamps < 900_000_000)
+    failure = Label("e", LabelKind.FAILURE, int(stamps[-1]), "ann", "keys", 0.5, "r", 0, 1)
+    said = labels.resolve([failure], labels.Course(stamps, True, held_up=held_up), 2, labels.Windows())
+    assert not said[held_up].any() and (said[~held_up] < 0).all()
+
+
 def an_undo_takes_the_word_back(robot: Robot) -> None:
     [episode] = fool(robot, 1)
     robot.correction.settle([episode])
@@ -172,6 +180,10 @@ SAFEGUARDS: dict[str, tuple[Check, Mutate]] = {
     "strata": (a_stratum_that_gets_worse_is_seen, replaced(gate, "_stratum_objection", lambda *_: "")),
     "terminal repair": (a_refuted_success_is_bootstrapped, replaced(Replay, "set_outcome", _keep_terminals)),
     "the right frame": (a_key_speaks_of_what_was_seen_a_reaction_before, replaced(labels, "resolve", _at_the_stamp)),
+    "moments": (
+        a_moment_is_not_denied_by_the_end,
+        replaced(labels, "_moments", lambda word, *_: np.zeros(len(word), np.bool_)),
+    ),
     "undo": (an_undo_takes_the_word_back, replaced(Ledger, "_taken_back", lambda self: set())),
     "human above model": (a_persons_word_is_above_the_models, replaced(reward, "heard", _model_alone)),
     "review": (a_wrong_key_goes_to_review, replaced(Suspicion, "suspects", lambda *_: False)),

@@ -18,7 +18,7 @@ from steadyhand_training.asking import AskingSettings, Glances
 from steadyhand_training.drift import Drift, DriftSettings, Fitted, Seen, Vetoes, light_levels, threshold_lift
 from steadyhand_training.evidence import Evidence
 from steadyhand_training.journal import is_import
-from steadyhand_training.labels import REVIEWS, Course, resolve
+from steadyhand_training.labels import REVIEWS
 from steadyhand_training.memory import STREAM_STRIDE, Memory, News
 from steadyhand_training.questions import Question, Questions
 from steadyhand_training.replay import SOURCES
@@ -307,22 +307,22 @@ class Attention:
         )
 
     def _suspects(self, champion: Champion) -> list[tuple[Question, U8]]:
-        """Flags that are doubted, and that nobody has looked at again."""
+        """Words that are doubted, and that nobody has looked at again."""
         found = []
         for episode in self._evidence.review:
             labels = self._standing(episode)
             looked_at = {step for v in labels if v.kind in REVIEWS for step in v.steps}
-            for flag in (v for v in labels if v.kind in FLAGS):
-                rows = self._spoken_of(flag)
+            for word in (v for v in labels if v.kind not in REVIEWS):
+                rows = self._at_issue(word, champion)
                 steps = tuple(int(s) for s in self._memory.replay.seq[rows])
                 if steps and not looked_at & set(steps):
-                    found.append(self._doubt(flag, episode, rows, steps, champion))
+                    found.append(self._doubt(word, episode, rows, steps, champion))
         return found
 
     def _doubt(
-        self, flag: Label, episode: int, rows: I64, steps: tuple[int, ...], champion: Champion
+        self, said: Label, episode: int, rows: I64, steps: tuple[int, ...], champion: Champion
     ) -> tuple[Question, U8]:
-        """A question about all the frames that a flag speaks of; shown is the one in their middle."""
+        """A question about frames of which something was said; shown is the one in their middle."""
         edge, run, number = self._memory.origin(episode)
         middle = int(rows[len(rows) // 2])
         heads = champion.scores.of(np.array([middle]))[0]
@@ -338,16 +338,19 @@ class Attention:
             version=champion.version,
             heads=tuple(round(float(p), 4) for p in heads),
             score=1.0,
-            word=f"{flag.kind.value.replace('_', ' ')} ({flag.who})",
+            word=f"{said.kind.value.replace('_', ' ')} ({said.who})",
         )
         return question, self._memory.replay.frames[middle]
 
-    def _spoken_of(self, flag: Label) -> I64:
-        """Rows of the frames that a flag alone speaks of."""
-        replay, ledger = self._memory.replay, self._memory.ledger
-        rows = replay.rows(flag.episode)
-        course = Course(np.asarray(replay.stamp_ns[rows]), True, np.asarray(replay.seq[rows]))
-        return rows[resolve([flag], course, ledger.debounce_frames, ledger.windows) != 0]
+    def _at_issue(self, word: Label, champion: Champion) -> I64:
+        """Rows that a flag speaks of; of a word on the whole episode those of which the champion says the contrary."""
+        replay = self._memory.replay
+        rows, spoken = replay.rows(word.episode), self._memory.ledger.provenance(word, replay)
+        positive = np.isin(replay.seq[rows], spoken.positive)
+        if word.kind in FLAGS:
+            return rows[positive | np.isin(replay.seq[rows], spoken.negative)]
+        above = champion.scores.of(rows).mean(axis=1) > champion.rule.threshold
+        return rows[(positive & ~above) | (np.isin(replay.seq[rows], spoken.negative) & above)]
 
     def _settled(self) -> set[str]:
         """Open questions that other words have answered meanwhile, or whose doubt is over."""
