@@ -12,7 +12,7 @@ from test_correction import CONTRACT, FOREVER, HIGH, LOW, QUICK, TASK, Robot, fi
 
 from steadyhand_models.messages import EndReason, LabelKind, Source
 from steadyhand_training import course, gate
-from steadyhand_training.correction import Correction, CorrectionRule, Start
+from steadyhand_training.correction import Correction, CorrectionError, CorrectionRule, Start
 from steadyhand_training.decisions import Decision, Verdict
 from steadyhand_training.fitting import Fit
 from steadyhand_training.veto import VetoSettings
@@ -267,6 +267,12 @@ def test_doubts_outlive_a_restart(checkpoint: Path, tmp_path: Path) -> None:
     other = Correction(CONTRACT, TASK, robot.replay, robot.ledger, QUICK, seed=0)
     other.load(tmp_path / "doubts.pt")
     assert other.evidence.doubt(3)
+
+
+def test_a_network_that_looks_at_something_else_is_not_taken_up(checkpoint: Path) -> None:
+    levels = dataclasses.replace(QUICK, fit=dataclasses.replace(QUICK.fit, light_invariant=False))
+    with pytest.raises(CorrectionError, match="light_invariant = True"):
+        ready(checkpoint, levels)
 
 
 def test_a_single_episode_weighs_less_than_a_pool_of_several(robot: Robot) -> None:

@@ -366,6 +366,7 @@ class Correction:
             "kept": dataclasses.asdict(self.kept),
             "docket": self._docket.state(self.evidence.fresh if self.busy else ()),
             "in_force": self._in_force.state(),
+            "light_invariant": self.settings.fit.light_invariant,
             "promotion": dataclasses.asdict(self.last_promotion) if self.last_promotion else None,
             "heard": len(self._ledger),
             "evidence": self.evidence.state(),
@@ -384,6 +385,9 @@ class Correction:
         correction_state.read(path, self._restore)
 
     def _restore(self, state: dict[str, Any], weights: dict[str, Weights]) -> None:
+        if state["light_invariant"] != self.settings.fit.light_invariant:
+            # The same weights would be loaded, and see something else.
+            raise ValueError(f"it was fitted with correction.fit.light_invariant = {state['light_invariant']}")
         self._course = None
         self.kept = Kept(**state["kept"])
         self._docket.restore(state["docket"])
