@@ -17,6 +17,7 @@ from steadyhand_training.replay import Replay
 F32 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int8]
 I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
 
 SURE = 0.9  # every head's probability of the contrary
 MOST = 0.5  # share of the disputed frames, and of those of them that every head is sure of
@@ -41,20 +42,18 @@ class Suspicion:
 
     def suspects(self, champion: Standing, episode: int) -> bool:
         """Whether what was said of an episode is better looked at again before it is believed."""
-        rows = self._disputed(champion, episode)
-        if not len(rows) or self._repeated(episode):
+        rows, labels, sure = self._disputed(champion, episode)
+        if not sure.any() or sure.mean() < MOST or self._repeated(episode):
             return False
-        word = dict(zip(*(part.tolist() for part in self._evidence.rows([episode]))))
-        near = self._near(champion, episode, rows)
-        alone = [sum(word[row] * says < 0 for _, says in found) >= CONTRARY for row, found in near]
+        near = self._near(champion, episode, rows[sure])
+        alone = [sum(word * says < 0 for _, says in found) >= CONTRARY for word, found in zip(labels[sure], near)]
         return len(alone) > 0 and float(np.mean(alone)) >= MOST
 
     def supporters(self, champion: Standing, episode: int) -> list[int]:
         """Episodes in review with a word that this one, which looks like them, bears out."""
-        rows, labels = self._evidence.rows([episode])
-        word = dict(zip(rows.tolist(), labels.tolist()))
-        near = self._near(champion, episode, rows[labels != 0])
-        alike = {other for row, found in near for other, says in found if word[row] * says > 0}
+        rows, labels, _ = self._disputed(champion, episode)
+        near = self._near(champion, episode, rows)
+        alike = {other for word, found in zip(labels, near) for other, says in found if word * says > 0}
         return [e for e in self._evidence.review if e in alike]
 
     def _repeated(self, episode: int) -> bool:
@@ -62,17 +61,17 @@ class Suspicion:
         said = {v.kind for v in self._ledger.labels(episode)}
         return bool(said & set(REVIEWS)) or len(said & _NO) > 1 or len(said & _YES) > 1
 
-    def _disputed(self, champion: Standing, episode: int) -> I64:
-        """Rows on which every head is sure of the contrary of what was said; none unless most of those at issue are."""
+    def _disputed(self, champion: Standing, episode: int) -> tuple[I64, I8, Bool]:
+        """Rows (D,) on which the champion contradicts what was said, the labels there, and where every head is sure."""
         rows, labels = self._evidence.rows([episode])
         probabilities = champion.scores.of(rows)
         above = probabilities.mean(axis=1) > champion.rule.threshold
         disputed = (labels != 0) & (above != (labels > 0))
         contrary = np.where(labels[:, None] > 0, 1.0 - probabilities, probabilities)
-        sure = disputed & (contrary > SURE).all(axis=1)
-        return rows[sure] if sure.sum() >= MOST * disputed.sum() else rows[:0]
+        sure: Bool = np.all(contrary[disputed] > SURE, axis=1)
+        return rows[disputed], labels[disputed], sure
 
-    def _near(self, champion: Standing, episode: int, rows: I64) -> list[tuple[int, list[tuple[int, int]]]]:
+    def _near(self, champion: Standing, episode: int, rows: I64) -> list[list[tuple[int, int]]]:
         """For each row the episodes and labels of its nearest neighbours; nothing where there are too few."""
         others, labels, owner = self._labelled(episode)
         if len(np.unique(owner)) < NEIGHBOURS or not len(rows):
@@ -80,9 +79,7 @@ class Suspicion:
         mine = fitting.features(champion.net, self._replay.frames[rows])
         theirs = fitting.features(champion.net, self._replay.frames[others])
         apart = np.linalg.norm(mine[:, None] - theirs[None], axis=2)
-        return [
-            (int(row), [(int(owner[i]), int(labels[i])) for i in _nearest(far, owner)]) for row, far in zip(rows, apart)
-        ]
+        return [[(int(owner[i]), int(labels[i])) for i in _nearest(far, owner)] for far in apart]
 
     def _labelled(self, episode: int) -> tuple[I64, I8, I64]:
         """Rows, labels and episodes of labelled frames that may be neighbours."""
