@@ -24,10 +24,18 @@ def step(
     bright: bool = False,
     rng: np.random.Generator | None = None,
 ) -> Step:
-    """One step; the last of an episode has `end` and no action. `bright` frames are what success looks like."""
+    """One step with the arm at the table; the last of an episode has `end` and no action.
+
+    Success looks like a large bright square in the middle: a picture that is bright all over is one under another lamp.
+    """
     rng = rng or np.random.default_rng([episode, seq])
-    pixels = rng.integers(0, 60, CONTRACT.frames_shape, dtype=np.uint8) + np.uint8(180 if bright else 20)
+    pixels = rng.integers(20, 80, CONTRACT.frames_shape, dtype=np.uint8)
+    if bright:
+        height, width = CONTRACT.frames_shape[1:3]
+        pixels[:, height // 8 : -height // 8, width // 8 : -width // 8] += 175
     action = None if end else rng.uniform(-0.9, 0.9, len(CONTRACT.action)).astype(np.float32)
+    state = rng.uniform(-0.1, 0.1, len(CONTRACT.state)).astype(np.float32)
+    state[[f.name for f in CONTRACT.state].index("tip_z")] = 0.02
     return Step(
         run=RUN,
         episode=episode,
@@ -36,7 +44,7 @@ def step(
         stamp_ns=(episode * 1000 + seq) * PERIOD_NS,
         contract=CONTRACT.hash,
         frames=pixels,
-        state=rng.uniform(-0.1, 0.1, len(CONTRACT.state)).astype(np.float32),
+        state=state,
         proposed=action,
         executed=action,
         source=Source.NONE if end else source,
