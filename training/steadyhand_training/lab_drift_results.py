@@ -102,6 +102,11 @@ class LineResult:
         found = [t.deployed for t in self.trials if t.deployed is not None]
         return sum(e.false_successes for e in found), sum(len(e.successes) for e in found)
 
+    @property
+    def false_on_the_robot(self) -> tuple[int, int]:
+        """(Episodes that a false success ended, episodes) in the last steps of the runs."""
+        return sum(t.final.false_successes for t in self.trials), sum(t.final.episodes for t in self.trials)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -165,8 +170,8 @@ def _paired(line: LineResult, other: LineResult | None) -> np.ndarray[Any, np.dt
 def _false_ends(line: LineResult) -> Target:
     what = f"false successes end under {FALSE_ALLOWED:.0%} of the episodes at the end"
     false, tried = line.false_ended
-    robot = sum(t.final.false_successes for t in line.trials), sum(t.final.episodes for t in line.trials)
-    figure = f"{share(false, tried)} evaluated; {share(*robot)} in the run's last steps, with takeovers and exploration"
+    robot = share(*line.false_on_the_robot)
+    figure = f"{share(false, tried)} evaluated; {robot} in the run's last steps, with takeovers and exploration"
     return Target(what, false < FALSE_ALLOWED * tried if tried else None, figure)
 
 
@@ -175,7 +180,9 @@ def _beside_silri(line: LineResult, silri: LineResult | None) -> Target:
     if silri is None or not silri.false_ended[1] or not line.false_ended[1]:
         return Target(what, None, "not measured")
     ours, theirs = (false / tried for false, tried in (line.false_ended, silri.false_ended))
-    return Target(what, ours < FALSE_SHARE_OF_SILRI * theirs, f"{ours:.1%} against {theirs:.1%}")
+    robot = " against ".join(share(*each.false_on_the_robot) for each in (line, silri))
+    figure = f"{ours:.1%} against {theirs:.1%} evaluated; {robot} in the runs' last steps"
+    return Target(what, ours < FALSE_SHARE_OF_SILRI * theirs, figure)
 
 
 def _margin(line: LineResult) -> Target:
