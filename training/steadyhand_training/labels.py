@@ -43,7 +43,7 @@ class Windows:
     false_positive_frames: Annotated[int, Field(ge=1, le=100)] = 10  # when pressed after the episode's end
     verdict_gap_s: Seconds = 1.0
     # What was held up for less than this and put down or lost again was over before a person could have said anything.
-    # Measured over 20 runs: see docs/classifier.md.
+    # Measured in two runs: see docs/classifier.md.
     moment_s: Seconds = 1.25
 
 
