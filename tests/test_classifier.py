@@ -72,49 +72,6 @@ def test_the_exported_graph_carries_the_temperature() -> None:
             np.testing.assert_allclose(golden.output, net(torch.from_numpy(frames)).numpy(), atol=1e-6)
 
 
-def lit(pictures: torch.Tensor, colour: tuple[float, float, float]) -> torch.Tensor:
-    return pictures * torch.tensor(colour)[:, None, None]
-
-
-def coloured(count: int = 4) -> torch.Tensor:
-    """Pictures (B, 2, 3, 32, 32) in 60..200 with patches of colour."""
-    patches = torch.rand((count, 2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
-    return 60 + 140 * patches.repeat_interleave(4, 3).repeat_interleave(4, 4)
-
-
-def test_a_lamp_that_dims_and_turns_warm_hardly_changes_what_the_network_looks_at() -> None:
-    before = classifier.without_lamp(coloured())
-    after = classifier.without_lamp(lit(coloured(), (0.7, 0.5, 0.3)))
-    other = classifier.without_lamp(coloured().flip(0))
-    assert (after - before).abs().mean() < 0.1 * (other - before).abs().mean()
-
-
-def test_a_shadow_across_the_picture_changes_no_colour() -> None:
-    shadow = torch.ones(32, 32)
-    shadow[:, 20:] = 0.5
-    before, after = classifier.without_lamp(coloured()), classifier.without_lamp(coloured() * shadow)
-    changed = (after - before).abs().mean((0, 2, 3)).reshape(3, 2).mean(1)  # red - green, blue - green, lightness
-    assert changed[:2].max() < 0.15 * (before - before.flip(0)).abs().mean()
-
-
-def test_a_covered_camera_gives_finite_answers() -> None:
-    dark = torch.zeros((2, *SHAPE), dtype=torch.uint8)
-    for invariant in (True, False):
-        assert torch.isfinite(classifier.build(SHAPE, 2, 0, invariant)(dark)).all()
-
-
-def test_a_network_of_levels_sees_the_lamp() -> None:
-    frames = torch.from_numpy(pictures(8))
-    dimmed = (frames * torch.tensor([0.7, 0.5, 0.3])).to(torch.uint8)
-    moved = {}
-    for invariant in (True, False):
-        net = classifier.build(SHAPE, 2, 0, invariant)
-        with torch.inference_mode():
-            before, after = net.features(frames), net.features(dimmed)
-        moved[invariant] = float((after - before).abs().mean() / before.abs().mean())
-    assert moved[True] < 0.5 * moved[False]
-
-
 def test_batches_hold_as_many_of_each_class_however_rare_it_is() -> None:
     rng = np.random.default_rng(0)
     anchor, corrections = Pool(np.array([1]), np.arange(10, 500)), Pool(np.array([], np.int64), np.array([2, 3]))

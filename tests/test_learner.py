@@ -222,6 +222,9 @@ def test_checkpoints_that_do_not_fit_are_refused_with_the_reason(tmp_path: Path)
     wider = make_learner(dataclasses.replace(SMALL, hidden=24))
     with pytest.raises(CheckpointError, match="other learner settings"):
         wider.load(tmp_path / "learner.pt")
+    levels = make_learner(dataclasses.replace(SMALL, light_invariant=False))
+    with pytest.raises(CheckpointError, match="light_invariant was True"):
+        levels.load(tmp_path / "learner.pt")
     (tmp_path / "torn.pt").write_bytes((tmp_path / "learner.pt").read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be read"):
         learner.load(tmp_path / "torn.pt")

@@ -120,10 +120,10 @@ class Plan:
             weights = read_weights(s.backbone.file, s.backbone.url)
             return BackboneEncoder(weights, shape, s.backbone.embeddings, s.features_per_camera)
         if s.sight is Encoders.FROZEN:
-            return Encoder(shape, s.features_per_camera)
+            return Encoder(shape, s.features_per_camera, light_invariant=s.light_invariant)
         if s.algorithm is Algorithm.DRQV2:
-            return PixelEncoder(shape)
-        return Encoder(shape, s.features_per_camera, OVERLAPPING)
+            return PixelEncoder(shape, s.light_invariant)
+        return Encoder(shape, s.features_per_camera, OVERLAPPING, s.light_invariant)
 
     def _trunk(self, width: int) -> Trunk:
         return Trunk(width, len(self.contract.state), self.settings.drqv2.features)

@@ -104,6 +104,8 @@ class LearnerSettings:
 
     algorithm: Algorithm = Algorithm.RLPD_SAC
     encoder: Encoders = Encoders.AUTO
+    # Colour differences and local lightness, not levels: nets/pictures.py. A pretrained backbone keeps to levels.
+    light_invariant: bool = True
     gripper: Gripper = Gripper.CONTINUOUS
     replay_capacity: Annotated[int, Field(ge=64, le=2_000_000)] = 100_000
     batch: Annotated[int, Field(ge=2, le=4096)] = 128  # half of HIL-SERL's 256: twice the updates on one core

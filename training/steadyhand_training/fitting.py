@@ -33,7 +33,7 @@ TEMPERATURES = np.exp(np.linspace(0.0, np.log(8.0), 40))
 class FitSettings:
     """What network is fitted, and how."""
 
-    light_invariant: bool = True  # colour differences and local lightness instead of levels: nets/classifier.py
+    light_invariant: bool = True  # colour differences and local lightness instead of levels: nets/pictures.py
     batch: Annotated[int, Field(ge=8, le=1024)] = 64
     learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 1e-4

@@ -352,6 +352,7 @@ class Learner:
         return Snapshot(
             {
                 "contract": self.contract.hash,
+                "light_invariant": self.settings.light_invariant,
                 "encoder": fixed,
                 "algorithm": self.algorithm.state_dict(),
                 "updates": self.updates,
@@ -377,6 +378,8 @@ class Learner:
         if state.get("contract") != self.contract.hash:
             raise CheckpointError(f"{path}: made for contract {state.get('contract')}, not {self.contract.hash}")
         try:
+            if state["light_invariant"] != self.settings.light_invariant:
+                raise ValueError(f"learner.light_invariant was {state['light_invariant']}")
             write_weights(self._fixed(), state["encoder"])
             self.algorithm.load_state_dict(state["algorithm"])
             self.response.load(state["response"])

@@ -5,32 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from steadyhand_models.nets.pictures import pictures
+
 DEFAULT_HEADS = 3
 _CHANNELS = (16, 32, 32, 32)  # one stride-2 convolution each; wider ones cost time and gained nothing on the lift task
 _FEATURES = 96
 _HIDDEN = 32
-# Levels added before the logarithm: nearer to black, rounding and noise are all there is to a colour.
-_BLACK_LEVELS = 8.0
-_NEIGHBOURHOOD_PX = 8
-_FLAT = 1e-4  # variance of a channel below which it holds nothing to look at
-
-
-def without_lamp(pictures: Tensor) -> Tensor:
-    """Pictures (B, cameras, 3, H, W) of levels 0..255 without the light that fell on them: (B, 3 * cameras, H, W).
-
-    A lamp multiplies what it falls on, so in logarithms it adds. Differences of colours lose its strength with every
-    shading and shadow (Finlayson and Hordley 2001), lightness keeps what it differs by from its neighbourhood (Land and
-    McCann 1971), and the lamp's own colour is a constant that goes with each channel's mean.
-    """
-    height, width = pictures.shape[-2:]
-    red, green, blue = torch.log(pictures + _BLACK_LEVELS).unbind(2)
-    lightness = (red + green + blue) / 3.0
-    around = nn.functional.avg_pool2d(lightness, _NEIGHBOURHOOD_PX, ceil_mode=True, count_include_pad=False)
-    around = nn.functional.interpolate(around, size=(height, width), mode="bilinear", align_corners=False)
-    seen = torch.cat([red - green, blue - green, lightness - around], dim=1)
-    # By hand: the exporter does not know how many channels torch's own normalisation would get.
-    centred = seen - seen.mean((2, 3), keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean((2, 3), keepdim=True) + _FLAT)
 
 
 class Classifier(nn.Module):
@@ -64,9 +44,7 @@ class Classifier(nn.Module):
 
     def features(self, frames: Tensor) -> Tensor:
         """What the heads see (B, FEATURES), not negative, of frames (B, cameras, H, W, 3) uint8."""
-        # Contiguous before anything else: in the order of the bytes a logarithm takes ten times as long.
-        pictures = frames.permute(0, 1, 4, 2, 3).contiguous().to(torch.float32)
-        seen = without_lamp(pictures) if self._light_invariant else pictures.flatten(1, 2) * (1.0 / 127.5) - 1.0
+        seen = pictures(frames, self._light_invariant).flatten(1, 2)
         return torch.relu(self.fuse(self.backbone(seen)))
 
     def logits(self, frames: Tensor) -> Tensor:

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from steadyhand_models.nets.actor_critic import Critics
-from steadyhand_models.nets.encoder import OVERLAPPING, convolutions, pictures
+from steadyhand_models.nets.encoder import OVERLAPPING, convolutions
+from steadyhand_models.nets.pictures import pictures
 
 
 class PixelEncoder(nn.Module):
     """Frames (B, C, H, W, 3) uint8 to the flattened maps of all cameras (B, `features`)."""
 
-    def __init__(self, frames_shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, frames_shape: tuple[int, int, int, int], light_invariant: bool = True) -> None:
         super().__init__()
+        self._light_invariant = light_invariant
         cameras, height_px, width_px, _ = frames_shape
         self.cameras = nn.ModuleList(convolutions(OVERLAPPING) for _ in range(cameras))
         for module in self.modules():
@@ -32,7 +34,7 @@ class PixelEncoder(nn.Module):
             self.features = cameras * self.cameras[0](torch.zeros(1, 3, height_px, width_px)).numel()
 
     def forward(self, frames: Tensor) -> Tensor:
-        pixels = pictures(frames)
+        pixels = pictures(frames, self._light_invariant)
         return torch.cat([camera(pixels[:, i]).flatten(1) for i, camera in enumerate(self.cameras)], dim=-1)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from steadyhand_models.nets.pictures import pictures
+
 Layers = tuple[tuple[int, int, int, int], ...]
 
 # (channels, kernel, stride, padding) of each layer; 64 px shrink to 8 px. A first layer of disjoint patches costs half
@@ -23,11 +25,6 @@ def convolutions(layers: Layers) -> nn.Sequential:
         stack += [nn.Conv2d(inputs, channels, kernel, stride, padding), nn.ReLU()]
         inputs = channels
     return nn.Sequential(*stack)
-
-
-def pictures(frames: Tensor) -> Tensor:
-    """Frames (B, C, H, W, 3) uint8 as floats (B, C, 3, H, W) in [-0.5, 0.5]."""
-    return frames.to(torch.float32).permute(0, 1, 4, 2, 3) / 255.0 - 0.5
 
 
 class CameraEncoder(nn.Module):
@@ -49,9 +46,16 @@ class Encoder(nn.Module):
     """Frames (B, C, H, W, 3) uint8 to features (B, C * F) in [-1, 1]; casting and scaling are part of the graph."""
 
     def __init__(
-        self, frames_shape: tuple[int, int, int, int], features_per_camera: int, layers: Layers = LAYERS
+        self,
+        frames_shape: tuple[int, int, int, int],
+        features_per_camera: int,
+        layers: Layers = LAYERS,
+        light_invariant: bool = True,
     ) -> None:
+        """frames_shape is the contract's (cameras, height, width, 3). Not `light_invariant`, it looks at levels as they
+        are."""
         super().__init__()
+        self._light_invariant = light_invariant
         cameras, height_px, width_px, _ = frames_shape
         self.features = cameras * features_per_camera
         self.cameras = nn.ModuleList(
@@ -59,5 +63,5 @@ class Encoder(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
-        pixels = pictures(frames)
+        pixels = pictures(frames, self._light_invariant)
         return torch.cat([camera(pixels[:, i]) for i, camera in enumerate(self.cameras)], dim=-1)
