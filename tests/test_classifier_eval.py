@@ -87,7 +87,7 @@ def test_without_knowing_what_taught_it_only_all_episodes_will_do(run: Path) -> 
 def corrected(run: Path) -> Correction:
     """A trainer's correction after its first fit from a run, with a checkpoint in the run's folder."""
     folder = RunFolder(run)
-    memory = Memory(Replay(CONTRACT, 1000), Ledger(TASK.debounce_frames))
+    memory = Memory(Replay(CONTRACT, 1000), Ledger())
     journal = Journal(folder.journal)
     for entry in journal.replay():
         memory.consume(entry)

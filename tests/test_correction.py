@@ -50,7 +50,7 @@ class Robot:
 
     def __init__(self, settings: CorrectionSettings = QUICK, seed: int = 0) -> None:
         self.replay = Replay(CONTRACT, 10_000)
-        self.ledger = Ledger(TASK.debounce_frames)
+        self.ledger = Ledger()
         self.correction = Correction(CONTRACT, TASK, self.replay, self.ledger, settings, seed)
         self.rng = np.random.default_rng(seed)
         self.now_ns = 10**9
@@ -213,7 +213,7 @@ def test_frames_of_held_out_episodes_never_teach(monkeypatch: pytest.MonkeyPatch
 def test_what_only_tells_episodes_apart_does_not_pass_for_knowledge() -> None:
     plain = FitSettings(batch=32, shift_px=0, brightness=0.0, colour=0.0, shade=0.0)
     robot = Robot(dataclasses.replace(QUICK, heads=1, first_batches=80, fit=plain))
-    for i in range(16):
+    for i in range(32):
         mark = robot.rng.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
         robot.picture = functools.partial(_both, mark)  # type: ignore[method-assign]
         robot.record([LOW] * 6, [14] * 6, Source.DEMONSTRATION, EndReason.SUCCESS)

@@ -247,6 +247,9 @@ def test_any_word_may_be_a_wrong_key(checkpoint: Path) -> None:
 def test_a_held_out_word_that_candidates_in_turn_contradict_goes_to_review(checkpoint: Path) -> None:
     robot = ready(checkpoint, dataclasses.replace(QUICK, quiet_labels=2))
     praised(robot, 8)
+    for _ in range(4):
+        robot.miss()
+        robot.say(LabelKind.FAILURE)
     robot.correction.work(FOREVER)
     evidence, episode = robot.correction.evidence, robot.lift()
     robot.say(LabelKind.FAILURE)

@@ -52,7 +52,7 @@ def labelled(folder: Path) -> Path:
 
 
 def remembered(folder: RunFolder) -> Memory:
-    memory = Memory(Replay(CONTRACT, 10_000), Ledger(TASK.debounce_frames))
+    memory = Memory(Replay(CONTRACT, 10_000), Ledger())
     journal = Journal(folder.journal)
     for entry in journal.replay():
         memory.consume(entry)

@@ -40,8 +40,8 @@ def course(*, ended: bool = True, frames: int = FRAMES) -> Course:
     return Course(np.array([at(i) for i in range(frames)]), ended)
 
 
-def said(*labels: Label, of: Course | None = None, debounce: int = 2) -> list[int]:
-    return resolve(labels, of or course(), debounce, Windows()).tolist()
+def said(*labels: Label, of: Course | None = None) -> list[int]:
+    return resolve(labels, of or course(), Windows()).tolist()
 
 
 def marked(plus: Iterable[int] | None = None, minus: Iterable[int] | None = None, frames: int = FRAMES) -> list[int]:
@@ -103,9 +103,9 @@ def test_a_failure_speaks_of_every_frame(kind: LabelKind) -> None:
     assert said(word(kind, at(33))) == marked(minus=range(30))
 
 
-def test_a_verdict_of_success_confirms_the_last_debounced_frames_and_none_long_before_them() -> None:
-    # The last frame is 29; the gap of 1 s keeps 19..26 open.
-    assert said(word(LabelKind.VERDICT_SUCCESS, at(35)), debounce=3) == marked(range(27, 30), range(19))
+def test_a_verdict_of_success_confirms_the_end_and_none_long_before_it() -> None:
+    # The last frame is 29; the gap of 1 s keeps 19..28 open, and with them the frames that may have fired too early.
+    assert said(word(LabelKind.VERDICT_SUCCESS, at(35))) == marked([29], range(19))
 
 
 def test_a_false_positive_after_the_end_speaks_of_the_last_ten_frames_however_quick_the_finger() -> None:
@@ -128,7 +128,7 @@ def test_a_veto_speaks_of_the_ten_frames_up_to_those_that_fired_and_not_of_the_o
 
 def test_the_ledger_knows_with_which_frames_denied_successes_were_declared() -> None:
     contract = tasks.load("lift").contract()
-    replay, ledger = Replay(contract, 20), Ledger(2)
+    replay, ledger = Replay(contract, 20), Ledger()
     for i in range(8):
         end = EndReason.TIMEOUT if i == 7 else None
         replay.append(make_step(contract.hash, contract.frames_shape, episode=4, seq=i, source=Source.POLICY, end=end))
@@ -139,8 +139,8 @@ def test_the_ledger_knows_with_which_frames_denied_successes_were_declared() -> 
     assert ledger.denied(4, replay) == []
 
 
-def test_a_verdict_of_success_confirms_the_frames_that_fired_where_it_names_them() -> None:
-    assert said(word(LabelKind.VERDICT_SUCCESS, at(33), steps=(20, 21))) == marked(range(20, 22), range(11))
+def test_a_verdict_of_success_confirms_the_last_frame_that_fired_where_it_names_them() -> None:
+    assert said(word(LabelKind.VERDICT_SUCCESS, at(33), steps=(20, 21))) == marked([21], range(11))
 
 
 def test_a_false_positive_leaves_short_episodes_whole() -> None:
@@ -160,12 +160,12 @@ def test_a_persons_later_word_wins_where_both_speak() -> None:
 
 def test_a_later_word_leaves_alone_what_it_does_not_speak_of() -> None:
     both = said(word(LabelKind.FAILURE, at(31)), word(LabelKind.VERDICT_SUCCESS, at(40)))
-    assert both == marked(range(28, 30), range(28))
+    assert both == marked([29], range(29))
 
 
 def test_frames_on_which_two_people_differ_are_unknown() -> None:
     ann, bob = word(LabelKind.FAILURE, at(31)), word(LabelKind.VERDICT_SUCCESS, at(40), who="bob")
-    assert said(ann, bob) == marked(minus=range(28))
+    assert said(ann, bob) == marked(minus=range(29))
 
 
 def test_two_people_who_agree_are_heard_once() -> None:
@@ -177,12 +177,12 @@ KINDS = st.sampled_from([k for k in LabelKind if k is not LabelKind.UNDO])
 WORDS = st.lists(st.tuples(KINDS, st.floats(-5, 60), st.floats(0, 2), st.sampled_from("ab")), max_size=6)
 
 
-@given(WORDS, st.booleans(), st.integers(0, 20), st.integers(1, 30))
+@given(WORDS, st.booleans(), st.integers(0, 20))
 def test_any_words_give_every_frame_one_of_three_answers(
-    words: list[tuple[LabelKind, float, float, str]], ended: bool, frames: int, debounce: int
+    words: list[tuple[LabelKind, float, float, str]], ended: bool, frames: int
 ) -> None:
     labels = [word(kind, at(t), reaction_s=r, who=who) for kind, t, r, who in words]
-    answer = said(*labels, of=course(ended=ended, frames=frames), debounce=debounce)
+    answer = said(*labels, of=course(ended=ended, frames=frames))
     assert len(answer) == frames
     assert set(answer) <= {-1, 0, 1}
 
@@ -196,7 +196,7 @@ def standing(ledger: Ledger) -> list[str]:
 
 
 def test_an_undo_takes_back_the_label_that_it_names() -> None:
-    ledger = Ledger(2)
+    ledger = Ledger()
     first, second = word(LabelKind.FAILURE, at(31)), word(LabelKind.VERDICT_SUCCESS, at(40))
     for label in (first, second, undo(first, at(50))):
         ledger.add(label)
@@ -204,7 +204,7 @@ def test_an_undo_takes_back_the_label_that_it_names() -> None:
 
 
 def test_an_undo_that_names_nothing_means_its_authors_latest_word() -> None:
-    ledger = Ledger(2)
+    ledger = Ledger()
     ann, bob = word(LabelKind.FAILURE, at(31)), word(LabelKind.VERDICT_SUCCESS, at(40), who="bob")
     for label in (ann, bob, undo(ann, at(50), named=False)):
         ledger.add(label)
@@ -212,7 +212,7 @@ def test_an_undo_that_names_nothing_means_its_authors_latest_word() -> None:
 
 
 def test_undoing_an_undo_brings_the_label_back() -> None:
-    ledger = Ledger(2)
+    ledger = Ledger()
     label = word(LabelKind.FALSE_POSITIVE, at(31))
     mistake = undo(label, at(40))
     for entry in (label, mistake, undo(mistake, at(50))):
@@ -222,7 +222,7 @@ def test_undoing_an_undo_brings_the_label_back() -> None:
 
 
 def test_an_undone_flag_is_no_flag_and_its_episode_is_silent() -> None:
-    ledger = Ledger(2)
+    ledger = Ledger()
     label = word(LabelKind.FALSE_NEGATIVE, at(31))
     ledger.add(label)
     assert ledger.episodes == [4]
@@ -232,7 +232,7 @@ def test_an_undone_flag_is_no_flag_and_its_episode_is_silent() -> None:
 
 
 def test_a_label_that_is_delivered_twice_counts_once() -> None:
-    ledger = Ledger(2)
+    ledger = Ledger()
     label = word(LabelKind.FAILURE, at(31))
     assert ledger.add(label)
     assert not ledger.add(label)
@@ -241,7 +241,7 @@ def test_a_label_that_is_delivered_twice_counts_once() -> None:
 
 def test_frame_labels_follow_the_replays_rows_sources_and_end() -> None:
     contract = tasks.load("lift").contract()
-    replay, ledger = Replay(contract, 100), Ledger(2)
+    replay, ledger = Replay(contract, 100), Ledger()
     key = word(LabelKind.SUCCESS, at(8), reaction_s=0.2)
     ledger.add(key)
     for i in range(12):
@@ -262,7 +262,7 @@ def recorded_lift() -> tuple[Replay, Ledger]:
     for i in range(FRAMES):
         end = EndReason.SUCCESS if i == FRAMES - 1 else None
         replay.append(make_step(contract.hash, contract.frames_shape, episode=4, seq=i, source=Source.POLICY, end=end))
-    return replay, Ledger(2)
+    return replay, Ledger()
 
 
 def make_step(
@@ -351,7 +351,7 @@ def test_a_persons_later_answer_replaces_their_earlier_one_by_when_it_was_said()
 
 
 def test_an_undo_key_means_the_last_key_and_never_a_review() -> None:
-    ledger = Ledger(2)
+    ledger = Ledger()
     answer = review(True, 25, who="ann")
     for label in (word(LabelKind.FAILURE, at(3)), answer, word(LabelKind.UNDO, at(40))):
         ledger.add(label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from training_steps import CONTRACT, RUN, TASK, demonstration, driven, label, step
+from training_steps import CONTRACT, RUN, demonstration, driven, label, step
 
 from steadyhand_models import wire
 from steadyhand_models.messages import Channel, EndReason, LabelKind, Source, Swap, SwapOutcome
@@ -17,7 +17,7 @@ from steadyhand_training.replay import Replay
 
 @pytest.fixture
 def memory() -> Memory:
-    return Memory(Replay(CONTRACT, 1000), Ledger(TASK.debounce_frames))
+    return Memory(Replay(CONTRACT, 1000), Ledger())
 
 
 def tell(memory: Memory, messages: object, edge: str = "edge") -> list[News]:

@@ -86,7 +86,7 @@ def a_moment_is_not_denied_by_the_end(robot: Robot) -> None:
     stamps = np.arange(20) * 100_000_000
     held_up = (stamps >= 500_000_000) & (stamps < 900_000_000)
     failure = Label("e", LabelKind.FAILURE, int(stamps[-1]), "ann", "keys", 0.5, "r", 0, 1)
-    said = labels.resolve([failure], labels.Course(stamps, True, held_up=held_up), 2, labels.Windows())
+    said = labels.resolve([failure], labels.Course(stamps, True, held_up=held_up), labels.Windows())
     assert not said[held_up].any() and (said[~held_up] < 0).all()
 
 

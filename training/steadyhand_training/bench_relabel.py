@@ -37,7 +37,7 @@ def relabel(
     contract = task.contract()
     replay = filled(contract, steps, seed)
     progress(0.2)
-    ledger = Ledger(task.debounce_frames, task=task)
+    ledger = Ledger(task=task)
     for label in _labels(replay):
         ledger.add(label)
     correction = Correction(contract, task, replay, ledger, CorrectionSettings(first_batches=1), seed)

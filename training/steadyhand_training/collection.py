@@ -60,7 +60,7 @@ class Collection:
 
     def __init__(self, task: Task, discards: Discards) -> None:
         self.discards = discards
-        self.memory = Memory(Replay(task.contract(), CAPACITY), Ledger(task.debounce_frames, task=task))
+        self.memory = Memory(Replay(task.contract(), CAPACITY), Ledger(task=task))
         self._task = task
         self._fields = [field.name for field in task.contract().state]
         self._names: dict[int, Episode] = {}  # episode numbers of the memory, which are unique over robots

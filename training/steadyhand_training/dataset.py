@@ -101,7 +101,7 @@ class Dataset:
 
     def _read(self, folder: Path, journal: Journal, progress: Callable[[float], None]) -> None:
         total = max(1, journal.counts().steps)
-        memory = Memory(Replay(self.task.contract(), total), Ledger(self.task.debounce_frames, task=self.task))
+        memory = Memory(Replay(self.task.contract(), total), Ledger(task=self.task))
         discards, names = Discards(RunFolder(folder).discards), dict[int, Episode]()
         for entry in journal.replay():
             if discards.hold(entry):
@@ -172,7 +172,7 @@ class Dataset:
         """The word that made the label of a frame, the last one where several agree; None for an unlabelled frame."""
         run, found = self._runs[episode.source], None
         for word in sorted(episode.words, key=lambda w: w.stamp_ns):
-            alone = Ledger(self.task.debounce_frames, run.ledger.windows, self.task)
+            alone = Ledger(run.ledger.windows, self.task)
             alone.add(word)
             said = alone.frame_labels(episode.memory_number, run.replay)[place]
             found = word if said and said == episode.labels[place] else found

@@ -61,7 +61,7 @@ class Course:
     held_up: Bool | None = None
 
 
-def resolve(labels: Sequence[Label], course: Course, debounce_frames: int, windows: Windows) -> I8:
+def resolve(labels: Sequence[Label], course: Course, windows: Windows) -> I8:
     """What the labels of one episode say of its frames: (T,) of +1 success, -1 none, 0 unknown.
 
     A person's later word replaces their earlier one where both speak; frames on which two people differ are unknown.
@@ -69,7 +69,7 @@ def resolve(labels: Sequence[Label], course: Course, debounce_frames: int, windo
     """
     keys = sorted((w for w in labels if w.kind not in REVIEWS), key=lambda w: w.stamp_ns)
     reviews = sorted((w for w in labels if w.kind in REVIEWS), key=lambda w: w.said_unix_s)
-    pressed, _ = _agreed([(w.who, _word(w, course, debounce_frames, windows)) for w in keys], course)
+    pressed, _ = _agreed([(w.who, _word(w, course, windows)) for w in keys], course)
     answered, looked_at = _agreed([(w.who, _answer(w, course)) for w in reviews], course)
     return np.where(looked_at, answered, pressed).astype(np.int8)
 
@@ -94,7 +94,7 @@ def _answer(label: Label, course: Course) -> I8:
     return np.where(np.isin(seqs, label.steps), value, 0).astype(np.int8)
 
 
-def _word(label: Label, course: Course, debounce_frames: int, windows: Windows) -> I8:
+def _word(label: Label, course: Course, windows: Windows) -> I8:
     """One label on the frames (T,): what it says, 0 where it is silent."""
     stamps = course.stamps_ns
     seen_ns = label.stamp_ns - _ns(label.reaction_s)
@@ -105,10 +105,11 @@ def _word(label: Label, course: Course, debounce_frames: int, windows: Windows) 
     elif label.kind in (LabelKind.FAILURE, LabelKind.VERDICT_FAILURE):
         word[:] = -1
     elif label.kind is LabelKind.VERDICT_SUCCESS:
-        # It confirms where the episode succeeded: had it done so before, it would have ended before.
+        # It confirms how the episode ended: had it succeeded long before, it would have ended before. Which of the
+        # last frames began it nobody looked at; those with which a classifier fired may have been a little early.
         end = _named_until(label, course) or len(stamps)
         word[stamps < stamps[end - 1 : end] - _ns(windows.verdict_gap_s)] = -1
-        word[max(0, end - debounce_frames) : end] = 1
+        word[end - 1 : end] = 1
     elif label.kind is LabelKind.FALSE_NEGATIVE:
         begin_ns = seen_ns + _ns(min(windows.late_s, label.reaction_s))
         word[(stamps >= begin_ns) & (stamps <= label.stamp_ns)] = 1
@@ -172,10 +173,8 @@ class Provenance:
 class Ledger:
     """Every label that was ever said, in order of arrival; an undo takes a label back without erasing it."""
 
-    def __init__(self, debounce_frames: int, windows: Windows | None = None, task: Task | None = None) -> None:
-        """debounce_frames is the task's K: a verdict of success speaks of that many frames. Without a task nobody knows
-        where something was held up."""
-        self.debounce_frames = debounce_frames
+    def __init__(self, windows: Windows | None = None, task: Task | None = None) -> None:
+        """Without a task nobody knows where something was held up."""
         self._task = task
         self.windows = windows or Windows()
         self._labels: dict[str, Label] = {}
@@ -237,7 +236,7 @@ class Ledger:
         asked = (tuple(v.event_id for v in said), replay.length(episode), ended)
         known = self._resolved.get(episode)
         if known is None or known[:3] != asked:
-            found = resolve(said, self._course(episode, replay), self.debounce_frames, self.windows)
+            found = resolve(said, self._course(episode, replay), self.windows)
             found.flags.writeable = False
             known = self._resolved[episode] = (*asked, found)
         return known[3]
@@ -246,7 +245,7 @@ class Ledger:
         """Where a label's word comes from and what it is about, also of one that was taken back."""
         course = self._course(label.episode, replay)
         reviewed = label.kind in REVIEWS
-        spoken = _answer(label, course) if reviewed else _word(label, course, self.debounce_frames, self.windows)
+        spoken = _answer(label, course) if reviewed else _word(label, course, self.windows)
         seqs = replay.seq[replay.rows(label.episode)]
         return Provenance(
             who=label.who,

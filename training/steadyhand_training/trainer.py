@@ -69,7 +69,7 @@ class Trainer:
         self.contract = task.contract()
         self.rate_hz = task.rate_hz
         replay = Replay(self.contract, settings.learner.replay_capacity)
-        ledger = Ledger(task.debounce_frames, task=task)
+        ledger = Ledger(task=task)
         self.memory = Memory(replay, ledger)
         try:
             self.learner = Learner(self.contract, replay, settings.learner, settings.seed, settings.reward)
