@@ -105,8 +105,8 @@ def _word(label: Label, course: Course, windows: Windows) -> I8:
     elif label.kind in (LabelKind.FAILURE, LabelKind.VERDICT_FAILURE):
         word[:] = -1
     elif label.kind is LabelKind.VERDICT_SUCCESS:
-        # It confirms how the episode ended: had it succeeded long before, it would have ended before. Which of the
-        # last frames began it nobody looked at; those with which a classifier fired may have been a little early.
+        # It confirms how the episode ended: had it succeeded long before, it would have ended before. Which frame
+        # began it nobody looked at; those with which a classifier fired may have been early.
         end = _named_until(label, course) or len(stamps)
         word[stamps < stamps[end - 1 : end] - _ns(windows.verdict_gap_s)] = -1
         word[end - 1 : end] = 1
