@@ -18,7 +18,7 @@ from steadyhand_training.asking import AskingSettings, Glances
 from steadyhand_training.drift import Drift, DriftSettings, Fitted, Seen, Vetoes, light_levels, threshold_lift
 from steadyhand_training.evidence import Evidence
 from steadyhand_training.journal import is_import
-from steadyhand_training.labels import REVIEWS
+from steadyhand_training.labels import FLAGS, REVIEWS
 from steadyhand_training.memory import STREAM_STRIDE, Memory, News
 from steadyhand_training.questions import Question, Questions
 from steadyhand_training.replay import SOURCES
@@ -36,7 +36,6 @@ ALIKE_LEVELS = 1.0  # lights that differ by less are kept as one
 MOST_USUAL = 12  # held-out episodes, the newest ones, that say what is usual
 LEAST_USUAL = 2  # held-out episodes that say how far is usual; one says nothing of how they differ
 VETO_WINDOWS = 4  # the last one, and three of the time before
-FLAGS = (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
 REFUTING = (LabelKind.FALSE_POSITIVE, LabelKind.VERDICT_FAILURE)
 DEMONSTRATION = SOURCES.index(Source.DEMONSTRATION)
 

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from steadyhand_models.messages import LabelKind
 from steadyhand_training.fitting import Pool
 from steadyhand_training.golden import GoldenSet
-from steadyhand_training.labels import Ledger
+from steadyhand_training.labels import FLAGS, Ledger
 from steadyhand_training.replay import Replay
 from steadyhand_training.strata import Phase, Strata, Stratum, by_light
 
@@ -21,8 +20,6 @@ I64 = npt.NDArray[np.int64]
 ANCHORS_PER_HEAD = 4
 FULL_EPISODES = 4  # of a pool; one of fewer weighs as much less, or a single wrong key would be learned by heart
 DOUBTS = 2  # candidates that a word must look wrong to before it goes to review
-
-FLAGS = (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
 
 
 class Evidence:

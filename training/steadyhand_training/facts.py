@@ -20,6 +20,7 @@ from steadyhand_models.cli import UserError
 from steadyhand_models.messages import Channel, EndReason, Label, LabelKind, Source, Step, Swap
 from steadyhand_models.registry import Registry
 from steadyhand_training.journal import Counts, Journal, Kind, is_import
+from steadyhand_training.labels import AFFIRMING, DENYING
 from steadyhand_training.metrics import read_json_lines
 from steadyhand_training.run_folder import RunFolder
 from steadyhand_training.versions import VersionBook
@@ -29,9 +30,6 @@ Bool = npt.NDArray[np.bool_]
 NS = 1_000_000_000
 TRUTH_SLACK_NS = 60_000_000  # rows come at about 20 Hz
 WINDOW = 20  # episodes of the moving averages
-FLAGS = (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
-_POSITIVE = (LabelKind.SUCCESS, LabelKind.VERDICT_SUCCESS, LabelKind.FALSE_NEGATIVE)
-_NEGATIVE = (LabelKind.FAILURE, LabelKind.VERDICT_FAILURE, LabelKind.FALSE_POSITIVE)
 
 
 class EpisodeKind(str, enum.Enum):
@@ -310,9 +308,9 @@ class _Reader:
             facts_of = self._by_number.get(label.episode)
             if facts_of is None or label.event_id in undone:
                 continue
-            if label.kind in _POSITIVE:
+            if label.kind in AFFIRMING:
                 facts_of.verdict = "success"
-            elif label.kind in _NEGATIVE:
+            elif label.kind in DENYING:
                 facts_of.verdict = "failure"
 
     def quality(self) -> list[VersionQuality]:

@@ -14,9 +14,10 @@ import numpy.typing as npt
 from steadyhand_models import reward
 from steadyhand_models.artifact import Manifest
 from steadyhand_models.messages import Channel, Step
-from steadyhand_training.facts import FLAGS, EpisodeFacts, RunFacts, gather, read_truth
+from steadyhand_training.facts import EpisodeFacts, RunFacts, gather, read_truth
 from steadyhand_training.gate import GateSettings
 from steadyhand_training.journal import Journal, Kind
+from steadyhand_training.labels import FLAGS
 from steadyhand_training.metrics import read_json_lines
 from steadyhand_training.run_folder import RunFolder
 

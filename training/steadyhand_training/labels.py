@@ -22,7 +22,11 @@ I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 Seconds = Annotated[float, Field(ge=0, le=10)]
 
-_FLAGS = (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
+# Keys that contradict the classifier in so many words.
+FLAGS = (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
+# Words by which an episode was a success, or none.
+AFFIRMING = (LabelKind.SUCCESS, LabelKind.VERDICT_SUCCESS, LabelKind.FALSE_NEGATIVE)
+DENYING = (LabelKind.FAILURE, LabelKind.VERDICT_FAILURE, LabelKind.FALSE_POSITIVE)
 REVIEWS = (LabelKind.REVIEW_SUCCESS, LabelKind.REVIEW_NONE)
 _NOT_BY_KEY = (LabelKind.UNDO, *REVIEWS)
 # Words on how an episode went; that no other frame was a success is only implied.
@@ -209,7 +213,7 @@ class Ledger:
 
     def flags(self) -> list[Label]:
         """Labels that stand and contradict the classifier in so many words."""
-        return [v for i, v in self._labels.items() if v.kind in _FLAGS and self._speaks(i)]
+        return [v for i, v in self._labels.items() if v.kind in FLAGS and self._speaks(i)]
 
     def target(self, undo: Label) -> Label | None:
         """The label that an undo takes back; one that names none means its author's latest before it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from steadyhand_models.messages import EndReason, Label, LabelKind, Source, Step, Swap
 from steadyhand_training import log
 from steadyhand_training.journal import Entry, Kind, is_import
-from steadyhand_training.labels import Ledger
+from steadyhand_training.labels import FLAGS, Ledger
 from steadyhand_training.replay import Replay, ReplayFull
 
 # Episode numbers are an edge's own; those of a further edge or run are moved out of the way by this much.
@@ -97,7 +97,7 @@ class Memory:
         if not self.ledger.add(label):
             return News()
         self.tally.labels += 1
-        self.tally.flags += label.kind in (LabelKind.FALSE_POSITIVE, LabelKind.FALSE_NEGATIVE)
+        self.tally.flags += label.kind in FLAGS
         episode = label.episode
         if label.kind is LabelKind.UNDO:
             named = self.ledger.target(label)

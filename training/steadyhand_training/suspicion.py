@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from steadyhand_models.messages import LabelKind
 from steadyhand_training import fitting
 from steadyhand_training.champion import Judge, Standing
 from steadyhand_training.evidence import Evidence
-from steadyhand_training.labels import REVIEWS, Ledger
+from steadyhand_training.labels import AFFIRMING, DENYING, REVIEWS, Ledger
 from steadyhand_training.replay import Replay
 
 F32 = npt.NDArray[np.float32]
@@ -26,8 +25,6 @@ CONTRARY = 4  # of these: one that agrees may be a wrong key itself
 # Neighbours are looked for among so many recent episodes, in so many labelled frames of each.
 EPISODES = 40
 FRAMES = 8
-_YES = frozenset({LabelKind.SUCCESS, LabelKind.VERDICT_SUCCESS, LabelKind.FALSE_NEGATIVE})
-_NO = frozenset({LabelKind.FAILURE, LabelKind.VERDICT_FAILURE, LabelKind.FALSE_POSITIVE})
 
 
 class Suspicion:
@@ -59,7 +56,7 @@ class Suspicion:
     def _repeated(self, episode: int) -> bool:
         """Whether a person said it twice, with different keys or in a review: that is no slip of the finger."""
         said = {v.kind for v in self._ledger.labels(episode)}
-        return bool(said & set(REVIEWS)) or len(said & _NO) > 1 or len(said & _YES) > 1
+        return bool(said & set(REVIEWS)) or any(len(said & set(kinds)) > 1 for kinds in (AFFIRMING, DENYING))
 
     def _disputed(self, champion: Standing, episode: int) -> tuple[I64, I8, Bool]:
         """Rows (D,) on which the champion contradicts what was said, the labels there, and where every head is sure."""

@@ -12,15 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from steadyhand_models.messages import Label, LabelKind, Source
+from steadyhand_models.messages import Label, Source
+from steadyhand_training.labels import AFFIRMING, DENYING
 
 F64 = npt.NDArray[np.float64]
 Share = Annotated[float, Field(gt=0, lt=1)]
 GRID = 1000  # cells of the integrals over a rate
 CREDIBLE = 0.05  # the best version is the one with the highest 5% quantile
-
-_WON = (LabelKind.SUCCESS, LabelKind.VERDICT_SUCCESS, LabelKind.FALSE_NEGATIVE)
-_LOST = (LabelKind.FAILURE, LabelKind.VERDICT_FAILURE, LabelKind.FALSE_POSITIVE)
 
 
 class OnFall(str, enum.Enum):
@@ -185,8 +183,8 @@ def autonomous(sources: npt.NDArray[np.int8], versions: npt.NDArray[np.int64]) -
 
 def verdict(labels: list[Label]) -> bool | None:
     """The last word of a person on an episode, None when nobody said anything: silence agrees to nothing."""
-    spoken = [label for label in labels if label.kind in _WON or label.kind in _LOST]
-    return max(spoken, key=lambda label: label.stamp_ns).kind in _WON if spoken else None
+    spoken = [label for label in labels if label.kind in AFFIRMING + DENYING]
+    return max(spoken, key=lambda label: label.stamp_ns).kind in AFFIRMING if spoken else None
 
 
 def _pooled(counts: Mapping[int, tuple[int, int]], version: int, since: int, half_life: float) -> Standing:
