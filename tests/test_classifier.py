@@ -209,6 +209,12 @@ def test_with_few_episodes_one_wrong_key_does_not_silence_the_classifier() -> No
     assert gate.judge(episodes, gate.choose_rule(episodes, RULE, GateSettings())).recall == 1.0
 
 
+def test_one_hard_episode_among_many_does_not_lower_the_threshold() -> None:
+    hard, easy = episode([0.1, 0.66, 0.66], [-1, 1, 1]), episode([0.1, 0.95, 0.95], [-1, 1, 1])
+    assert gate.choose_rule([hard] + [easy] * 29, RULE, GateSettings()).threshold == gate.HIGH
+    assert gate.choose_rule([hard] + [easy] * 3, RULE, GateSettings()).threshold < 0.66
+
+
 def test_the_false_bound_stays_high_until_enough_episodes_were_judged() -> None:
     assert Quality(3, 0, 1, 1, 1.0).false_bound > 0.4
     assert Quality(60, 0, 1, 1, 1.0).false_bound < 0.05

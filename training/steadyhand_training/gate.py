@@ -151,8 +151,9 @@ def choose_rule(
     """The rule `like` with the threshold of THRESHOLDS, not below the least one, that suits held-out episodes.
 
     Of those whose bound meets the budget it is one that finds most. When none can, as with few episodes, or only by
-    missing most of what can be found, it is one that does the least harm. Equals are settled by their frames, and where
-    those hardly differ by caution: few episodes that come out right say little.
+    missing most of what can be found, it is one that does the least harm. Those that find hardly less at no more harm
+    are its equals, or one hard episode would lower the threshold for all. Equals are settled by their frames, and
+    where those hardly differ by caution: few episodes that come out right say little.
     """
     allowed = [t for t in THRESHOLDS if t >= least_threshold] or [THRESHOLDS[-1]]
     rules = [dataclasses.replace(like, threshold=t) for t in allowed]
@@ -163,7 +164,12 @@ def choose_rule(
         costs = [1.0 - q.recall if ok else math.inf for q, ok in zip(judged, within)]
     else:
         costs = [1.0 - q.recall + HARM_OF_FALSE * q.false_rate for q in judged]
-    equal = [(rule, q.balanced_accuracy) for rule, q, cost in zip(rules, judged, costs) if cost == min(costs)]
+    least = judged[costs.index(min(costs))]
+    equal = [
+        (rule, q.balanced_accuracy - q.recall / 2)  # less what episodes that are missed whole cost it
+        for rule, q in zip(rules, judged)
+        if q.false <= least.false and q.recall >= least.recall - settings.most_recall_loss
+    ]
     best = [rule for rule, accuracy in equal if accuracy >= max(a for _, a in equal) - HARDLY]
     return max((r for r in best if r.threshold <= HIGH), key=lambda r: r.threshold, default=best[0])
 
