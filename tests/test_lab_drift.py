@@ -198,15 +198,27 @@ def test_the_policy_is_compared_episode_by_episode_with_the_true_rewards() -> No
     assert met("within 5 points", corrected(trial(won=89))) is None
 
 
-def test_false_ends_are_few_and_under_half_of_what_silri_leaves() -> None:
-    def line(name: str, false: int) -> LineResult:
-        return LineResult(name, name, (trial(deployed=evaluated(80, false=false)),))
+def false_ends(name: str, evaluated_: int, robot: int) -> LineResult:
+    """So many of 100 evaluated episodes, and of 100 on the robot at the end."""
+    made = trial(deployed=evaluated(80, false=evaluated_))
+    final = dataclasses.replace(made.final, episodes=100, false_successes=robot)
+    return LineResult(name, name, (dataclasses.replace(made, final=final),))
 
-    assert met("end under 5%", line("corrected", 4)) is True
-    assert met("end under 5%", line("corrected", 5)) is False
-    assert met("half of what SiLRI", line("corrected", 4), line("silri", 9)) is True
-    assert met("half of what SiLRI", line("corrected", 4), line("silri", 8)) is False
-    assert met("half of what SiLRI", line("corrected", 4)) is None
+
+@pytest.mark.parametrize(("evaluated_", "robot", "few"), [(4, 4, True), (5, 4, False), (4, 5, False)])
+def test_false_ends_are_few_in_evaluation_and_on_the_robot(evaluated_: int, robot: int, few: bool) -> None:
+    assert met("end under 5%", false_ends("corrected", evaluated_, robot)) is few
+
+
+@pytest.mark.parametrize(
+    ("ours", "silri", "half"),
+    [((4, 4), (9, 9), True), ((4, 4), (8, 9), False), ((4, 4), (9, 8), False), ((0, 4), (0, 9), True)],
+)
+def test_false_ends_are_under_half_of_what_silri_leaves_in_evaluation_and_on_the_robot(
+    ours: tuple[int, int], silri: tuple[int, int], half: bool
+) -> None:
+    assert met("half of what SiLRI", false_ends("corrected", *ours), false_ends("silri", *silri)) is half
+    assert met("half of what SiLRI", false_ends("corrected", *ours)) is None
 
 
 def test_what_was_not_recorded_is_neither_met_nor_missed() -> None:

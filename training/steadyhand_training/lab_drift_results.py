@@ -169,20 +169,25 @@ def _paired(line: LineResult, other: LineResult | None) -> np.ndarray[Any, np.dt
 
 def _false_ends(line: LineResult) -> Target:
     what = f"false successes end under {FALSE_ALLOWED:.0%} of the episodes at the end"
-    false, tried = line.false_ended
-    robot = share(*line.false_on_the_robot)
-    figure = f"{share(false, tried)} evaluated; {robot} in the run's last steps, with takeovers and exploration"
-    return Target(what, false < FALSE_ALLOWED * tried if tried else None, figure)
+    evaluated, robot = line.false_ended, line.false_on_the_robot
+    figure = f"{share(*evaluated)} evaluated; {share(*robot)} in the runs' last steps, with takeovers and exploration"
+    met = all(false < FALSE_ALLOWED * tried for false, tried in (evaluated, robot))
+    return Target(what, met if evaluated[1] else None, figure)
 
 
 def _beside_silri(line: LineResult, silri: LineResult | None) -> Target:
     what = "and under half of what SiLRI's rule leaves"
     if silri is None or not silri.false_ended[1] or not line.false_ended[1]:
         return Target(what, None, "not measured")
-    ours, theirs = (false / tried for false, tried in (line.false_ended, silri.false_ended))
-    robot = " against ".join(share(*each.false_on_the_robot) for each in (line, silri))
-    figure = f"{ours:.1%} against {theirs:.1%} evaluated; {robot} in the runs' last steps"
-    return Target(what, ours < FALSE_SHARE_OF_SILRI * theirs, figure)
+    pairs = (line.false_ended, silri.false_ended), (line.false_on_the_robot, silri.false_on_the_robot)
+    evaluated, robot = (" against ".join(share(*each) for each in pair) for pair in pairs)
+    figure = f"{evaluated} evaluated; {robot} in the runs' last steps"
+    return Target(what, all(_under_half(*pair) for pair in pairs), figure)
+
+
+def _under_half(ours: tuple[int, int], theirs: tuple[int, int]) -> bool:
+    """Of (false, episodes) each; none at all is under half of anything."""
+    return ours[0] == 0 or ours[0] * theirs[1] < FALSE_SHARE_OF_SILRI * theirs[0] * ours[1]
 
 
 def _margin(line: LineResult) -> Target:
