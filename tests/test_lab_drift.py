@@ -210,10 +210,15 @@ def test_false_ends_are_few_in_evaluation_and_on_the_robot(evaluated_: int, robo
     assert met("end under 5%", false_ends("corrected", evaluated_, robot)) is few
 
 
-@pytest.mark.parametrize(("ours", "silri", "half"), [(4, 9, True), (4, 8, False), (0, 9, True), (0, 0, True)])
-def test_false_ends_on_the_robot_are_under_half_of_what_silri_leaves(ours: int, silri: int, half: bool) -> None:
-    assert met("half of what SiLRI", false_ends("corrected", 1, ours), false_ends("silri", 1, silri)) is half
-    assert met("half of what SiLRI", false_ends("corrected", 1, ours)) is None
+@pytest.mark.parametrize(
+    ("ours", "silri", "half"),
+    [((4, 4), (9, 9), True), ((4, 4), (8, 9), False), ((4, 4), (9, 8), False), ((0, 4), (0, 9), True)],
+)
+def test_false_ends_are_under_half_of_what_silri_leaves_in_evaluation_and_on_the_robot(
+    ours: tuple[int, int], silri: tuple[int, int], half: bool
+) -> None:
+    assert met("half of what SiLRI", false_ends("corrected", *ours), false_ends("silri", *silri)) is half
+    assert met("half of what SiLRI", false_ends("corrected", *ours)) is None
 
 
 def test_what_was_not_recorded_is_neither_met_nor_missed() -> None:

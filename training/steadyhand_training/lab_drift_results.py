@@ -176,14 +176,13 @@ def _false_ends(line: LineResult) -> Target:
 
 
 def _beside_silri(line: LineResult, silri: LineResult | None) -> Target:
-    """Judged on the robot, whose false successes pay: an evaluation without exploration has next to none of anybody."""
     what = "and under half of what SiLRI's rule leaves"
-    if silri is None or not silri.false_on_the_robot[1] or not line.false_on_the_robot[1]:
+    if silri is None or not silri.false_ended[1] or not line.false_ended[1]:
         return Target(what, None, "not measured")
-    pairs = (line.false_on_the_robot, silri.false_on_the_robot), (line.false_ended, silri.false_ended)
-    robot, evaluated = (" against ".join(share(*each) for each in pair) for pair in pairs)
-    figure = f"{robot} in the runs' last steps; {evaluated} evaluated"
-    return Target(what, _under_half(*pairs[0]), figure)
+    pairs = (line.false_ended, silri.false_ended), (line.false_on_the_robot, silri.false_on_the_robot)
+    evaluated, robot = (" against ".join(share(*each) for each in pair) for pair in pairs)
+    figure = f"{evaluated} evaluated; {robot} in the runs' last steps"
+    return Target(what, all(_under_half(*pair) for pair in pairs), figure)
 
 
 def _under_half(ours: tuple[int, int], theirs: tuple[int, int]) -> bool:
