@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from steadyhand_models.messages import EndReason, LabelKind, Source
-from steadyhand_training.labels import Ledger
+from steadyhand_training.labels import DENYING, Ledger
 from steadyhand_training.replay import SOURCES, Replay
 from steadyhand_training.strata import Strata
 from steadyhand_training.veto import Rise, VetoBook, VetoSettings
 
 _DEMONSTRATION = SOURCES.index(Source.DEMONSTRATION)
-_VETOES = (LabelKind.FALSE_POSITIVE, LabelKind.FAILURE, LabelKind.VERDICT_FAILURE)
 
 
 class Vetoes:
@@ -47,4 +46,4 @@ class Vetoes:
         vetoed = LabelKind.FALSE_POSITIVE in said  # also before it could end the episode
         if self._replay.ended(episode) is not EndReason.SUCCESS and not vetoed:
             return None
-        return vetoed or bool(said & set(_VETOES))
+        return vetoed or bool(said & set(DENYING))
