@@ -477,3 +477,22 @@ def test_the_q_bound_is_that_of_the_reward() -> None:
     runs_on = reward.RewardSettings(form=reward.RewardForm.PROBABILITY, terminate_on_success=False)
     for paid, bound in ((reward.RewardSettings(success_reward=3.0), 3.0), (runs_on, 1 / (1 - SMALL.discount))):
         assert Learner(CONTRACT, replay, SMALL, 0, paid).q_bound == pytest.approx(bound)
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+def test_how_much_a_success_pays_scales_the_values_and_changes_nothing_else(algorithm: Algorithm) -> None:
+    chosen = dataclasses.replace(SMALL, algorithm=algorithm, drqv2=DrqV2Settings(batch=16, features=8, hidden=16))
+    learners = []
+    for pays in (1.0, 64.0):
+        paid = reward.RewardSettings(success_reward=pays)
+        learner = Learner(CONTRACT, make_learner().replay, chosen, 0, paid)
+        learner.replay.reward[:] *= pays
+        learner.pretrain()
+        for _ in range(CHECK_EVERY):
+            learner.update()
+        learners.append(learner)
+    one, much = learners
+    assert not parts_moved(weights(one), weights(much))
+    assert much.metrics["q"] == pytest.approx(64.0 * one.metrics["q"])
+    assert much.metrics["target"] == pytest.approx(64.0 * one.metrics["target"])
+    assert much.watch.bounds.hi == much.q_bound == 64.0 * one.q_bound

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -32,7 +32,7 @@ from steadyhand_training.config import Algorithm, Encoders, LearnerSettings
 from steadyhand_training.gripper_critic import margin_loss, same_effect
 from steadyhand_training.replay import SOURCES, Replay
 from steadyhand_training.response import CriticResponse, Response
-from steadyhand_training.watch import Warning_, Watch
+from steadyhand_training.watch import ValueBounds, Warning_, Watch, value_bounds
 
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[float, str], None]  # share done 0..1, what is being done
@@ -40,6 +40,7 @@ Progress = Callable[[float, str], None]  # share done 0..1, what is being done
 CHECK_EVERY = 50  # updates between looks at the metrics: reading a tensor stalls, and NaN cannot hide for long
 GOLDEN_SAMPLES = 4
 MAX_RESTORES = 3
+VALUES = ("q", "target", "q_over_bound", "gripper_q")  # metrics that an algorithm gives as shares of the highest value
 
 
 class Diverged(RuntimeError):
@@ -67,7 +68,11 @@ class Snapshot:
 
 
 class Learner:
-    """Policy, algorithm, and how both see replay. Everything random is drawn from `seed`; state is saved whole."""
+    """Policy, algorithm, and how both see replay. Everything random is drawn from `seed`; state is saved whole.
+
+    The algorithm learns values as shares of the highest that the reward makes possible: the weight of cloning, the
+    temperature and the gripper's penalty stand beside values, and would mean something else for every form of reward.
+    """
 
     def __init__(
         self,
@@ -83,14 +88,16 @@ class Learner:
         self.replay = replay
         self.settings = settings
         self.device = pick(settings.device)
-        self._plan = Plan(contract, settings, reward)
+        self._highest = value_bounds(reward, settings.discount).hi
+        shares = replace(reward, success_reward=reward.success_reward / self._highest)
+        self._plan = Plan(contract, settings, shares)
         self.policy = self._plan.policy().to(self.device)
         self.algorithm = self._plan.algorithm(self.policy, seed)
         self.updates = 0
         self.pretrained = False
         self.restores = 0
         self.metrics: dict[str, float] = {}
-        self.watch = Watch(self.algorithm.bounds, actions=len(contract.action))
+        self.watch = Watch(self._bounds(), actions=len(contract.action))
         self.response = CriticResponse(settings.response)
         self._newest: dict[str, Tensor] = {}
         self._td_error: Tensor | None = None  # running mean
@@ -229,7 +236,11 @@ class Learner:
     @property
     def q_bound(self) -> float:
         """The largest value that the reward makes possible."""
-        return self.algorithm.bounds.hi
+        return self._bounds().hi
+
+    def _bounds(self) -> ValueBounds:
+        shares = self.algorithm.bounds
+        return ValueBounds(shares.lo * self._highest, shares.hi * self._highest)
 
     def warnings(self) -> tuple[Warning_, ...]:
         """What is wrong with learning now, in words."""
@@ -238,6 +249,7 @@ class Learner:
 
     def _look(self, newest: dict[str, Tensor]) -> None:
         metrics = {name: value.item() for name, value in newest.items()}
+        metrics |= {name: metrics[name] * self._highest for name in VALUES if name in metrics}
         if not all(map(np.isfinite, metrics.values())) or not self._is_finite():
             self.restores += 1
             self.watch.restored(self.restores)
@@ -246,7 +258,7 @@ class Learner:
             self._return_to_good()
             return
         self._good = self.algorithm.state_dict()
-        self.watch.bounds = self.algorithm.bounds  # an entropy backup widens them with the temperature
+        self.watch.bounds = self._bounds()  # an entropy backup widens them with the temperature
         self.watch.look(metrics)
         own = {"bc_weight": self.bc_weight, "restores": float(self.restores)}
         self.metrics = self.metrics | metrics | own | self.response.metrics
@@ -269,7 +281,7 @@ class Learner:
             now=self._sight(batch.rows),
             action=self._tensor(batch.action),
             executed=self._tensor(batch.executed),
-            reward=self._tensor(batch.reward),
+            reward=self._tensor(batch.reward) / self._highest,
             discount=self._tensor(batch.discount),
             next=self._sight(batch.next_rows),
             guided=self._tensor(batch.guided.astype(np.float32)),
