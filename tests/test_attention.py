@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_trainer import DEMONSTRATIONS, TINY, Bench, one_thread
+from test_trainer import DEMONSTRATIONS, TINY, Bench, one_thread, versions
 from training_steps import demonstration, driven
 
-from steadyhand_models.messages import Label, Source, Step
+from steadyhand_models.messages import Channel, Label, Source, Step
 from steadyhand_training.asking import AskingSettings
 from steadyhand_training.drift import REMEDIES, DriftCode
+from steadyhand_training.gate import THRESHOLDS
 
 __all__ = ["one_thread"]
 SETTINGS = dataclasses.replace(TINY, asking=AskingSettings(least_score=0.0))
@@ -41,7 +42,8 @@ def test_an_unchanged_light_warns_of_nothing(bench: Bench) -> None:
     assert DriftCode.LIGHT_CHANGED not in bench.trainer.attention.drift.active and light_warnings(bench) == []
 
 
-def test_a_changed_light_warns_with_a_remedy_and_raises_the_threshold_of_what_comes_next(bench: Bench) -> None:
+def test_a_changed_light_warns_with_a_remedy_and_raises_the_threshold_at_once(bench: Bench) -> None:
+    before, known = bench.trainer.correction.threshold, bench.trainer.attention._known
     bench.feed(dimmed(driven(4, Source.POLICY)))
     assert light_warnings(bench) == []
     bench.feed(dimmed(driven(5, Source.POLICY)))
@@ -51,7 +53,13 @@ def test_a_changed_light_warns_with_a_remedy_and_raises_the_threshold_of_what_co
     step = SETTINGS.drift.threshold_step
     assert metrics["drift_light_changed"] == 1.0 and metrics["threshold_lift"] == step
     bench.drain()
-    assert bench.trainer.correction.caution == step
+    correction = bench.trainer.correction
+    assert (correction.threshold, correction.version) == (pytest.approx(min(before + step, THRESHOLDS[-1])), 2)
+    assert correction.threshold > before
+    assert versions(bench, Channel.CLASSIFIER)[-1] == 2
+    bench.feed(dimmed(driven(6, Source.POLICY)))
+    assert bench.trainer.attention._known is known is not None, "its weights know no more than before"
+    assert light_warnings(bench)
 
 
 def test_the_warning_ends_when_a_champion_was_fitted_under_the_new_light(bench: Bench) -> None:

@@ -41,7 +41,7 @@ QUICK = CorrectionSettings(
     first_batches=60,
     candidate_batches=40,
     least_steps=0,
-    fit=FitSettings(batch=32, shift_px=1, learning_rate=3e-3, brightness=0.1, colour=0.0, shade=0.0),
+    fit=FitSettings(batch=32, shift_px=1, learning_rate=3e-3, brightness=0.1, colour=0.0, shade=0.0, hidden=0.0),
 )
 
 
@@ -211,7 +211,7 @@ def test_frames_of_held_out_episodes_never_teach(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_only_tells_episodes_apart_does_not_pass_for_knowledge() -> None:
-    plain = FitSettings(batch=32, shift_px=0, brightness=0.0, colour=0.0, shade=0.0)
+    plain = FitSettings(batch=32, shift_px=0, brightness=0.0, colour=0.0, shade=0.0, hidden=0.0)
     robot = Robot(dataclasses.replace(QUICK, heads=1, first_batches=80, fit=plain))
     for i in range(32):
         mark = robot.rng.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)

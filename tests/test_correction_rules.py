@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from test_correction import CONTRACT, FOREVER, HIGH, LOW, QUICK, TASK, Robot, first_checkpoint, fool, ready
 
+from steadyhand_models import reward
 from steadyhand_models.messages import EndReason, LabelKind, Source
 from steadyhand_training import course, gate
 from steadyhand_training.correction import Correction, CorrectionError, CorrectionRule, Start
@@ -351,6 +353,9 @@ def test_every_decision_has_the_figures_of_every_stratum(checkpoint: Path) -> No
     assert manifest.metrics["held_out_light_1_balanced_accuracy"] == decision.quality.balanced_accuracy
 
 
+# -- drift ---------------------------------------------------------------------------------------------------------
+
+
 def test_caution_raises_the_threshold_that_was_found(robot: Robot) -> None:
     judge, champion = robot.correction.judge, robot.correction.champion
     assert champion is not None
@@ -359,3 +364,84 @@ def test_caution_raises_the_threshold_that_was_found(robot: Robot) -> None:
     )
     assert careful == pytest.approx(min(plain + 0.1, gate.THRESHOLDS[-1]))
     assert most == gate.THRESHOLDS[-1]
+
+
+def unsure(robot: Robot) -> int:
+    """A success of which the classifier in force is just sure enough; its episode."""
+    episode, judge, champion = robot.lift(), robot.correction.judge, robot.correction.champion
+    assert champion is not None
+    net = copy.deepcopy(champion.net)
+    net.temperature.fill_(4.0)
+    second = float(np.sort(judge.lower(judge.standing(net, 0.5), episode))[-2])
+    robot.correction._in_force.champion = judge.standing(net, round(second - 0.01, 2))
+    robot.correction.settle([episode])
+    assert robot.rewarded(episode)
+    return episode
+
+
+def test_drift_lifts_the_threshold_in_force_at_once_and_its_end_takes_that_back(robot: Robot) -> None:
+    decisions, episode = recording(robot), unsure(robot)
+    found, net = robot.correction.threshold, robot.correction.champion.net
+    robot.correction.caution = 0.05
+    lifted = robot.correction.work(FOREVER)
+    assert lifted is not None and (lifted.previous, lifted.version) == (1, 2)
+    assert robot.correction.threshold == min(round(found + 0.05, 2), gate.THRESHOLDS[-1]) > found
+    assert not robot.replay.reward[robot.replay.rows(episode)].any() and lifted.flipped > 0
+    assert robot.correction.artifact(2).manifest.threshold == robot.correction.threshold
+    assert robot.correction.work(FOREVER) is None, "once"
+    robot.correction.caution = 0.0
+    assert robot.correction.work(FOREVER).version == 3
+    assert robot.correction.threshold == found
+    assert robot.replay.reward[robot.replay.rows(episode)].any()
+    assert robot.correction.champion.net is net and robot.correction.since == 1
+    assert robot.correction.metrics["promotions"] == 0
+    assert [(d.verdict, d.version) for d in decisions] == [(Verdict.LIFTED, 2), (Verdict.LIFTED, 3)]
+    assert decisions[0].reason == f"drift: threshold {found} -> {lifted.threshold}"
+    assert robot.correction.artifact(3).manifest.parent == 2
+
+
+def test_a_lifted_threshold_outlives_a_restart_and_is_still_taken_back(robot: Robot, tmp_path: Path) -> None:
+    unsure(robot)
+    found = robot.correction.threshold
+    robot.correction.caution = 0.05
+    robot.correction.work(FOREVER)
+    robot.correction.save(tmp_path / "c.pt")
+    other = Correction(CONTRACT, TASK, robot.replay, robot.ledger, QUICK, seed=0)
+    other.load(tmp_path / "c.pt")
+    assert (other.threshold, other.version, other.since) == (robot.correction.threshold, 2, 1)
+    other.caution = 0.0
+    assert other.work(FOREVER) is not None and other.threshold == found
+
+
+@pytest.mark.parametrize("given", ["silri", "success_threshold"])
+def test_drift_leaves_a_threshold_alone_that_somebody_gave(given: str, checkpoint: Path) -> None:
+    settings = SILRI if given == "silri" else QUICK
+    paid = reward.RewardSettings(success_threshold=None if given == "silri" else 0.6)
+    robot = Robot(settings)
+    robot.correction = Correction(CONTRACT, TASK, robot.replay, robot.ledger, settings, seed=0, paid=paid)
+    robot.prepare()
+    before = robot.correction.threshold
+    robot.correction.caution = 0.05
+    assert robot.correction.work(FOREVER) is None
+    assert (robot.correction.threshold, robot.correction.version) == (before, 1)
+
+
+def test_a_lift_keeps_the_way_back_to_the_version_that_the_champion_replaced(checkpoint: Path) -> None:
+    robot = ready(checkpoint, dataclasses.replace(QUICK, veto=VetoSettings(least_episodes=5)))
+    for _ in range(8):
+        robot.correction.settle([robot.lift()])
+    first = robot.correction.champion
+    promote(robot)
+    champion = robot.correction.champion
+    assert first is not None and champion is not None
+    robot.correction._in_force.champion = dataclasses.replace(
+        champion, rule=robot.correction.judge.rule(0.6), found=0.6
+    )
+    robot.correction.caution = 0.05
+    assert robot.correction.work(FOREVER).version == 3
+    for _ in range(7):
+        robot.lift()
+        robot.say(LabelKind.FALSE_POSITIVE)
+    rolled_back = robot.correction.work(0.0) or robot.correction.work(FOREVER)
+    assert rolled_back is not None and "vetoes rose" in rolled_back.reason
+    assert robot.correction.champion is first or robot.correction.champion.net is first.net

@@ -57,6 +57,7 @@ class Champion:
     """The classifier in force, as far as it is needed here."""
 
     version: int
+    since: int  # the version with which its weights came into force
     scores: Scored
     rule: reward.Rule
 
@@ -65,7 +66,7 @@ class Champion:
 class _Known:
     """What a champion learned from: some of its frames, their features (M, F), and what is usual."""
 
-    version: int
+    since: int
     rows: I64
     features: F32
     fitted: Fitted
@@ -124,7 +125,7 @@ class Attention:
             "known": None
             if known is None or fitted is None
             else {
-                "version": known.version,
+                "since": known.since,
                 "rows": known.rows.tolist(),
                 "lights": [light.tolist() for light in fitted.lights],
                 "far": fitted.far,
@@ -140,7 +141,7 @@ class Attention:
             lights = tuple(np.array(light, np.float32) for light in known["lights"])
             rows = np.array(known["rows"], np.int64)
             fitted = Fitted(lights, float(known["far"]), float(known["disagreement"]))
-            self._known = _Known(int(known["version"]), rows, self._features(champion, rows), fitted)
+            self._known = _Known(int(known["since"]), rows, self._features(champion, rows), fitted)
         for label in self._memory.ledger.after(0):
             self._heard(label)
 
@@ -171,13 +172,13 @@ class Attention:
 
     def _known_to(self, champion: Champion) -> _Known | None:
         """What this champion was fitted on, worked out when it comes into force."""
-        if self._known is None or self._known.version != champion.version:
+        if self._known is None or self._known.since != champion.since:
             rows, labels = self._evidence.rows(self._evidence.taught())
             rows = _some(rows[labels != 0], KNOWN_FRAMES)
             if len(rows) < 2:
                 return None
-            self._known = _Known(champion.version, rows, self._features(champion, rows), Fitted((), 0.0, 0.0))
-            self._known = _Known(champion.version, rows, self._known.features, self._fitted(champion, self._known))
+            self._known = _Known(champion.since, rows, self._features(champion, rows), Fitted((), 0.0, 0.0))
+            self._known = _Known(champion.since, rows, self._known.features, self._fitted(champion, self._known))
             self.drift.begin()
         return self._known
 

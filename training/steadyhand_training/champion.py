@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from steadyhand_models import reward
 from steadyhand_models.messages import EndReason
@@ -21,10 +21,11 @@ MOST_OF_ONE = 2.0  # temperature, while no more than one is held out
 
 @dataclass(frozen=True)
 class Standing:
-    """One calibrated network with its scores and its rule."""
+    """One calibrated network with its scores and its rule; `found` is the threshold before drift lifts it."""
 
     scores: Scores
     rule: reward.Rule
+    found: float
 
     @property
     def net(self) -> Classifier:
@@ -48,13 +49,20 @@ class Judge:
 
     def standing(self, net: Classifier, threshold: float) -> Standing:
         """A network that is calibrated already."""
-        return Standing(Scores(net, self._replay), self.rule(threshold))
+        return Standing(Scores(net, self._replay), self.rule(threshold), threshold)
+
+    def lifted(self, standing: Standing, lift: float) -> Standing:
+        """The same network, `lift` above the threshold that was found, up to the highest that can be.
+
+        A threshold that was given stands.
+        """
+        if self._threshold is not None:
+            return standing
+        threshold = max(standing.found, min(round(standing.found + lift, 2), gate.THRESHOLDS[-1]))
+        return replace(standing, rule=self.rule(threshold))
 
     def calibrated(self, net: Classifier, least_threshold: float = 0.0, lift: float = 0.0) -> Standing:
-        """A network with temperature and threshold from the held-out episodes; its temperature must be 1.
-
-        `lift` is added to the threshold that was found, up to the highest that can be.
-        """
+        """A network with temperature and threshold from the held-out episodes, lifted; its temperature must be 1."""
         held_out = self._evidence.held_out()
         rows, labels = self._evidence.rows(held_out)
         known = labels != 0
@@ -62,13 +70,12 @@ class Judge:
         confirmed = [e for e in held_out if (self._ledger.frame_labels(e, self._replay) > 0).any()]
         most = MOST_OF_ONE if len(confirmed) < 2 else float(fitting.TEMPERATURES[-1])
         net.temperature.fill_(fitting.temperature(logits, labels[known] > 0, most))
-        standing = self.standing(net, 0.5)
+        standing = self.standing(net, 0.5 if self._threshold is None else self._threshold)
         if self._threshold is not None:
-            return Standing(standing.scores, self.rule(self._threshold))
+            return standing
         judged = [self.judged(standing, e) for e in held_out]
         chosen = gate.choose_rule(judged, self.rule(0.5), self.settings, least_threshold)
-        lifted = max(chosen.threshold, min(round(chosen.threshold + lift, 2), gate.THRESHOLDS[-1]))
-        return Standing(standing.scores, self.rule(lifted))
+        return self.lifted(replace(standing, found=chosen.threshold), lift)
 
     def lower(self, standing: Standing, episode: int) -> F32:
         """Pessimistic probability (T,) of an episode's frames."""

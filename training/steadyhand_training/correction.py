@@ -45,7 +45,7 @@ class Promotion:
     flipped: int
     actions: int
     quality: Quality
-    reason: str = ""  # why an older one was taken up again; empty for one that was grown
+    reason: str = ""  # why an older one was taken up again or a threshold moved; empty for one that was grown
 
     @property
     def flip_rate(self) -> float:
@@ -87,7 +87,7 @@ class Correction:
         )
         self.kept = Kept()
         self.last_promotion: Promotion | None = None
-        self.caution = 0.0  # added to the threshold of the next candidate
+        self.caution = 0.0  # added to the threshold, of the champion and of candidates, while something drifts
         self._replay, self._ledger = replay, ledger
         self._clock, self._record = clock, record
         # A classifier that nobody may correct is one whose word alone counts.
@@ -109,6 +109,11 @@ class Correction:
     def version(self) -> int:
         """Counts the classifiers that were in force; 0 before the first."""
         return self._in_force.version
+
+    @property
+    def since(self) -> int:
+        """The version with which the champion's weights came into force: drift lifts their threshold under others."""
+        return self._in_force.since
 
     @property
     def promotions(self) -> int:
@@ -278,6 +283,9 @@ class Correction:
         before = self._in_force.before
         if before is not None and (rise := self._vetoes.rise(self.version, self._in_force.previous)):
             return self._roll_back(str(rise), before)
+        lifted = self.judge.lifted(self.champion, self.caution)
+        if lifted.rule != self.rule:
+            return self._lift(lifted)
         looked = self._docket.look(self.champion)
         self._set_aside(looked.suspects, "a wrong key by the look of it: classifier and neighbours say the contrary")
         silri = self.settings.rule is CorrectionRule.SILRI
@@ -327,13 +335,26 @@ class Correction:
     def _put_in_force(
         self, standing: Standing, trial: Trial | None = None, reason: str = ""
     ) -> Generator[None, None, Promotion]:
-        """Promote in one go; then relabel what is stored, newest episodes first."""
+        """Promote in one go; then relabel what is stored."""
         self._in_force.take(standing, again=bool(reason))
         self.kept.promotions += self.version > 1 and not reason
         self.evidence.fresh = []
         self.kept.rolled_back = self.kept.rolled_back if reason else ""
         first = Verdict.ROLLED_BACK if reason else Verdict.FIRST if self.version == 1 else Verdict.PROMOTED
         self._decided(first, reason, trial)
+        return (yield from self._relabel(reason))
+
+    def _lift(self, lifted: Standing) -> Course:
+        """The champion with another threshold, which drift asks for or asks for no more."""
+        reason = (
+            f"{'drift' if self.caution else 'drift is over'}: threshold {self.threshold} -> {lifted.rule.threshold}"
+        )
+        self._in_force.lift(lifted)
+        self._decided(Verdict.LIFTED, reason)
+        return (yield from self._relabel(reason))
+
+    def _relabel(self, reason: str) -> Generator[None, None, Promotion]:
+        """Recompute what is stored under the version that just came into force, newest episodes first."""
         yield
         flipped = actions = 0
         if self.settings.rule is not CorrectionRule.SILRI or self.version == 1:
@@ -341,8 +362,9 @@ class Correction:
                 changed, acted = self.settle([episode])
                 flipped, actions = flipped + changed, actions + acted
                 yield
-        previous, quality = self._in_force.previous, self.judge.quality(standing, self.evidence.held_out())
-        self.last_promotion = Promotion(self.version, previous, self.threshold, flipped, actions, quality, reason)
+        quality = self.judge.quality(self._in_force.standing, self.evidence.held_out())
+        version = self.version
+        self.last_promotion = Promotion(version, version - 1, self.threshold, flipped, actions, quality, reason)
         return self.last_promotion
 
     def _roll_back(self, why: str, previous: Standing) -> Course:

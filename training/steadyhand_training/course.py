@@ -17,6 +17,8 @@ from steadyhand_training.evidence import Evidence
 from steadyhand_training.fitting import Fit, Pool
 from steadyhand_training.gate import Trial
 from steadyhand_training.replay import Replay
+from steadyhand_training.scenes import Scenes, hide, scenes
+from steadyhand_training.strata import by_light
 
 # SiLRI, arXiv 2512.24288: ten batches of 128 frames of each class per flag, and a threshold that nothing moves.
 SILRI_BATCHES = 10
@@ -52,8 +54,9 @@ class Grower:
     def fresh(self, heads: int, progress: Callable[[float], None] = lambda share: None) -> Generator[None, None, Fit]:
         """A fit of a fresh network to all that is taught."""
         fit, taught = Fit(self.network(heads), self._settings.fit), [self._evidence.pool(self._evidence.taught())]
+        known = self._scenes()
         for i, rate in enumerate(fitting.rates(self._settings.first_batches)):
-            self._step(fit, taught, self._settings.fit.batch, rate)
+            self._step(fit, taught, self._settings.fit.batch, rate, known)
             progress((i + 1) / self._settings.first_batches)
             yield
         return fit
@@ -72,12 +75,12 @@ class Grower:
         `lift` is what is added to its threshold.
         """
         fit = Fit(champion.net, self._settings.fit)
-        pools = self._evidence.pools(self._settings.recent_episodes)
+        pools, known = self._evidence.pools(self._settings.recent_episodes), self._scenes()
         # One flag may be a wrong key; the more there are, the less of the champion stands against them.
         share = self._settings.blend ** (1.0 / max(1, len(self._evidence.taught_flags(fresh=True))))
         for _ in range(self._settings.attempts):
             for rate in fitting.rates(self._settings.candidate_batches):
-                self._step(fit, pools, self._settings.fit.batch, rate)
+                self._step(fit, pools, self._settings.fit.batch, rate, known)
                 yield
             least = max(self._least_threshold(), champion.rule.threshold - MOST_LOWERED)
             net = fitting.blended(champion.net, fit.net, share)
@@ -94,7 +97,7 @@ class Grower:
         """The champion after ten balanced batches for each flag."""
         fit, taught = Fit(champion.net, self._settings.fit), [self._evidence.pool(self._evidence.taught())]
         for _ in range(SILRI_BATCHES * flags):
-            self._step(fit, taught, SILRI_BATCH, relit=False)
+            self._step(fit, taught, SILRI_BATCH)
             yield
         return self._judge.standing(fit.snapshot(), SILRI_THRESHOLD)
 
@@ -108,8 +111,20 @@ class Grower:
         young = len(refuted) < self._settings.young_light_episodes
         return self._settings.young_light_threshold if young else 0.0
 
-    def _step(self, fit: Fit, pools: Sequence[Pool], batch: int, rate: float = 1.0, relit: bool = True) -> None:
+    def _scenes(self) -> Scenes:
+        taught = by_light(self._evidence.taught(), self._evidence.strata)
+        rows = {light: [self._replay.rows(e) for e in episodes] for light, episodes in taught.items()}
+        return scenes(rows, lambda some: self._replay.frames[some])
+
+    def _step(
+        self, fit: Fit, pools: Sequence[Pool], batch: int, rate: float = 1.0, known: Scenes | None = None
+    ) -> None:
+        """One update. Where scenes are `known`, one camera of some successes shows nothing, and any light may fall."""
         rows, targets = fitting.draw(pools, batch, self._rng)
-        light = self._evidence.strata.relit(rows, self._rng) if relit else None
-        frames = fitting.augment(self._replay.frames[rows], self._settings.fit, self._rng, light)
+        frames, strata, gains = self._replay.frames[rows], self._evidence.strata, None
+        if known is not None:
+            lights = np.array([strata.light(int(e)) for e in self._replay.episode[rows]])
+            hide(frames, rows, targets, lights, known, self._settings.fit.hidden, self._rng)
+            gains = strata.relit(rows, self._rng)
+        frames = fitting.augment(frames, self._settings.fit, self._rng, gains)
         fit.step(frames, targets, self._evidence.heads(rows, len(fit.net.heads)), rate)

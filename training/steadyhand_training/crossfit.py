@@ -20,6 +20,7 @@ from steadyhand_training.dataset import Dataset, Recorded
 from steadyhand_training.fitting import Fit, FitSettings, Pool
 from steadyhand_training.frame_quality import EpisodeQuality, FrameQuality, Scored
 from steadyhand_training.gate import GateSettings, Quality
+from steadyhand_training.scenes import hide, scenes
 
 Bool = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
@@ -123,9 +124,14 @@ def _fit(
     fit = Fit(classifier.build(shape, settings.heads, seed, invariant), settings.fit)
     pools = _pools(taught)
     turns = {int(row): turn for turn, episode in enumerate(taught) for row in episode.rows}
+    by_light = _by_light(taught)
+    known = scenes({light: [e.rows for e in episodes] for light, episodes in by_light.items()}, dataset.frames)
     for i in range(settings.batches):
         rows, targets = fitting.draw(pools, settings.fit.batch, rng)
-        frames = fitting.augment(dataset.frames(rows), settings.fit, rng)
+        frames = dataset.frames(rows)
+        lights = np.array([taught[turns[int(row)]].light for row in rows])
+        hide(frames, rows, targets, lights, known, settings.fit.hidden, rng)
+        frames = fitting.augment(frames, settings.fit, rng)
         heads = _heads(np.array([turns[int(row)] for row in rows]), settings.heads)
         fit.step(frames, targets, heads)
         progress((i + 1) / settings.batches)
@@ -134,16 +140,20 @@ def _fit(
 
 def _pools(taught: Sequence[Recorded]) -> list[Pool]:
     """The labelled rows of each light by themselves, so that a rare one gets its share."""
-    lights: dict[int, list[Recorded]] = {}
-    for episode in taught:
-        lights.setdefault(episode.light, []).append(episode)
     return [
         Pool(
             np.concatenate([e.rows[e.labels > 0] for e in episodes]),
             np.concatenate([e.rows[e.labels < 0] for e in episodes]),
         )
-        for episodes in lights.values()
+        for episodes in _by_light(taught).values()
     ]
+
+
+def _by_light(episodes: Sequence[Recorded]) -> dict[int, list[Recorded]]:
+    lights: dict[int, list[Recorded]] = {}
+    for episode in episodes:
+        lights.setdefault(episode.light, []).append(episode)
+    return lights
 
 
 def _heads(turns: I64, count: int) -> Bool:

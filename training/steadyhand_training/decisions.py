@@ -15,6 +15,7 @@ class Verdict(str, enum.Enum):
     PROMOTED = "promoted"  # a candidate replaced the champion
     REJECTED = "rejected"  # it did not, and the champion stays
     ROLLED_BACK = "rolled_back"  # the version before is in force again, under a new number
+    LIFTED = "lifted"  # the champion's threshold follows drift, up or down again, under a new number
     REVIEW = "review"  # flagged episodes were set aside until somebody looks again
 
 

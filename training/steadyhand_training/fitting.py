@@ -43,6 +43,8 @@ class FitSettings:
     brightness: Annotated[float, Field(ge=0, lt=0.9)] = 0.3
     colour: Annotated[float, Field(ge=0, lt=0.9)] = 0.2
     shade: Annotated[float, Field(ge=0, lt=0.9)] = 0.4  # darkest shadow that falls on a part of a picture
+    # Share of the negatives that are successes of which one camera shows nothing: scenes.py.
+    hidden: Annotated[float, Field(ge=0, le=0.5)] = 0.125
 
 
 @dataclass(frozen=True)

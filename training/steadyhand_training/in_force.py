@@ -40,7 +40,8 @@ class InForce:
         self.champion: Standing | None = None
         self.before: Standing | None = None  # the one to go back to; None where there is none, or it was just taken up
         self.version = 0  # counts the classifiers that were in force
-        self.previous = 0  # the version that it replaced
+        self.since = 0  # the version with which the champion's weights came into force: drift lifts their threshold
+        self.previous = 0  # the version whose weights they replaced
         self.quality: Quality | None = None  # on held-out episodes, when it came into force
         self.figures: dict[str, float] = {}  # the same and more, by name
         self._contract, self._replay, self._ledger, self._evidence = contract, replay, ledger, evidence
@@ -62,7 +63,17 @@ class InForce:
     def take(self, standing: Standing, again: bool) -> None:
         """Put a classifier in force under a new version; one that is taken up `again` leaves no way further back."""
         self.before, self.champion = (None if again else self.champion), standing
-        self.previous, self.version = self.version, self.version + 1
+        self.previous = self.version
+        self._number(standing)
+        self.since = self.version
+
+    def lift(self, standing: Standing) -> None:
+        """Put the champion in force with another threshold, under a new version; the way back stays what it was."""
+        self.champion = standing
+        self._number(standing)
+
+    def _number(self, standing: Standing) -> None:
+        self.version += 1
         self.quality = self._judge.quality(standing, self._evidence.held_out())
         self.figures = self._figures(standing, self.quality)
 
@@ -106,7 +117,7 @@ class InForce:
         manifest = Manifest(
             channel=Channel.CLASSIFIER,
             version=version,
-            parent=published.get(self.previous, self.previous),
+            parent=published.get(self.version - 1, self.version - 1),
             contract_hash=self._contract.hash,
             sha256=digest(model, golden),
             training_step=self._replay.size,
@@ -142,10 +153,11 @@ class InForce:
         """All but the weights, as plain data."""
         return {
             "version": self.version,
+            "since": self.since,
             "previous": self.previous,
             "quality": dataclasses.asdict(self.quality) if self.quality else None,
             "figures": self.figures,
-            "rules": {name: standing.rule.threshold for name, standing in self._standings().items()},
+            "thresholds": {name: [each.rule.threshold, each.found] for name, each in self._standings().items()},
             "published": list(self._vetoes.published.items()),
         }
 
@@ -154,20 +166,20 @@ class InForce:
 
     def restore(self, state: dict[str, Any], weights: dict[str, Weights], fresh: Callable[[], Classifier]) -> None:
         """Take up what `state` and `weights` gave, in `fresh` networks."""
-        self.version, self.previous = int(state["version"]), int(state["previous"])
+        self.version, self.since, self.previous = (int(state[name]) for name in ("version", "since", "previous"))
         self.quality = Quality(**state["quality"]) if state["quality"] else None
         self.figures = dict(state["figures"])
         self._vetoes.published = {int(own): int(version) for own, version in state["published"]}
-        found = {name: self._standing(weights[name], fresh(), rule) for name, rule in state["rules"].items()}
-        self.champion, self.before = found.get("champion"), found.get("before")
+        both = {name: self._standing(weights[name], fresh(), *each) for name, each in state["thresholds"].items()}
+        self.champion, self.before = both.get("champion"), both.get("before")
 
     def _standings(self) -> dict[str, Standing]:
         both = {"champion": self.champion, "before": self.before}
         return {name: standing for name, standing in both.items() if standing is not None}
 
-    def _standing(self, weights: Weights, net: Classifier, threshold: float) -> Standing:
+    def _standing(self, weights: Weights, net: Classifier, threshold: float, found: float) -> Standing:
         net.load_state_dict(weights)
-        return self._judge.standing(net, threshold)
+        return dataclasses.replace(self._judge.standing(net, threshold), found=found)
 
     def stored(self) -> Weights:
         """What the replay holds of rewards, for rules under which nothing but the past can tell them."""

@@ -63,7 +63,7 @@ _PERFECT = (
 # As HIL-SERL, LeRobot and SiLRI fit theirs: levels as they are, and random shifts alone.
 _LEVELS = (
     "--correction.fit.light-invariant", "False", "--correction.fit.brightness", "0", "--correction.fit.colour", "0",
-    "--correction.fit.shade", "0",
+    "--correction.fit.shade", "0", "--correction.fit.hidden", "0",
 )  # fmt: skip
 _FIXED, _ALONE = ("--correction.rule", "fixed"), ("--control.reward-source", "classifier")
 _SILRI = ("--correction.rule", "silri")

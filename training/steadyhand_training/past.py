@@ -115,4 +115,6 @@ class Past:
 
 def champion_of(correction: Correction) -> Champion | None:
     """The classifier in force, for those who look at it."""
-    return Champion(correction.version, correction.scores, correction.rule) if correction.scores else None
+    if correction.scores is None:
+        return None
+    return Champion(correction.version, correction.since, correction.scores, correction.rule)
