@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from test_correction import CONTRACT, QUICK, Robot
 
+from steadyhand_training import fitting
 from steadyhand_training.scenes import LEAST_EPISODES, Scene, hide, scenes
 
 SHAPE = (2, 16, 16, 3)  # cameras, height, width, colours; the first camera stands, the second one moves
@@ -77,3 +81,32 @@ def test_nothing_is_hidden_where_there_is_nothing_to_hide(light: int, share: flo
     hide(frames, rows, targets, np.full(16, light), KNOWN, share, np.random.default_rng(0))
     np.testing.assert_array_equal(frames, STORE[:16])
     np.testing.assert_array_equal(rows, np.arange(16))
+
+
+class Striped(Robot):
+    """Before a background that tells a standing camera from one that moves."""
+
+    def picture(self, arm: int, cube: int) -> np.ndarray:
+        frames = self.rng.integers(0, 20, CONTRACT.frames_shape, dtype=np.uint8)
+        frames[:, :, ::2] += 200
+        frames[:, arm : arm + 4, 3:13] = 100
+        frames[:, cube : cube + 1, 7:9] = (250, 30, 30)
+        return frames
+
+
+@pytest.mark.parametrize("hidden", [0.125, 0.0])
+def test_a_classifier_calls_nothing_a_success_that_one_camera_does_not_see(hidden: float) -> None:
+    fit = dataclasses.replace(QUICK.fit, hidden=hidden)
+    robot = Striped(dataclasses.replace(QUICK, fit=fit, first_batches=150))
+    robot.prepare()
+    champion, lifted = robot.correction.champion, robot.lift()
+    assert champion is not None
+    held = robot.replay.rows(lifted)[-4:]
+    assert (robot.correction.judge.lower(champion, lifted)[-4:] > 0.9).all()
+    seen = robot.replay.frames[: robot.replay.size]
+    likely = []
+    for camera in (0, 1):
+        frames = robot.replay.frames[held].copy()
+        frames[:, camera] = np.median(seen[:, camera], axis=0)
+        likely.append(1 / (1 + np.exp(-fitting.log_odds(champion.net, frames))))
+    assert np.max(likely) < 0.1 if hidden else np.max(likely) > 0.9
