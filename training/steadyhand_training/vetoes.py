@@ -46,4 +46,4 @@ class Vetoes:
         vetoed = LabelKind.FALSE_POSITIVE in said  # also before it could end the episode
         if self._replay.ended(episode) is not EndReason.SUCCESS and not vetoed:
             return None
-        return vetoed or bool(said & set(DENYING))
+        return bool(said & set(DENYING))
