@@ -302,6 +302,21 @@ def test_flags_correct_the_classifier_and_relabel_what_nobody_spoke_of(robot: Ro
     assert promotion.flip_rate == promotion.flipped / promotion.actions
 
 
+def test_frames_without_actions_count_for_no_flips(robot: Robot) -> None:
+    [fooled, imported] = fool(robot, 2)
+    robot.correction.settle([fooled, imported])
+    robot.replay.has_action[robot.replay.rows(imported)] = False
+    for _ in range(3):
+        fool(robot, 1)
+        robot.say(LabelKind.FALSE_POSITIVE)
+    before, acted = robot.replay.reward.copy(), robot.replay.has_action
+    promotion = robot.correction.work(FOREVER)
+    assert promotion is not None and promotion.actions == acted.sum()
+    changed = before != robot.replay.reward
+    assert changed[robot.replay.rows(imported)].any()
+    assert promotion.flipped == (changed & acted).sum() < changed.sum()
+
+
 def test_a_candidate_is_for_the_episodes_of_which_the_classifier_in_force_is_wrong(robot: Robot) -> None:
     [wrong] = fool(robot, 1)
     robot.say(LabelKind.FALSE_POSITIVE)
