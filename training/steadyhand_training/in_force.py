@@ -86,13 +86,13 @@ class InForce:
         return reward.worth(lower, labels, self.rule, end, self._paid, self._discount, denied)
 
     def settle(self, episodes: Sequence[int]) -> tuple[int, int]:
-        """Write the outcomes of these episodes into the replay: (rewards changed, actions); imported frames have none."""
+        """Write the outcomes of these episodes into the replay: (rewards changed, actions)."""
         flipped = actions = 0
         for episode in episodes:
             acted = self._replay.rows(episode)[:-1]
             outcome = self.outcomes(episode)
             changed = reward.flips(self._replay.reward[acted], self._replay.terminal[acted], outcome, self._paid)
-            learned = self._replay.has_action[acted]
+            learned = self._replay.has_action[acted]  # imported frames have none
             flipped += int((changed & learned).sum())
             actions += int(learned.sum())
             self._replay.set_outcome(episode, outcome)
