@@ -43,13 +43,13 @@ def test_episodes_that_a_version_loses_gains_and_moves_are_listed(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = replay(run, "--version", "2", "--against", "1")
-    # K = 2: seen everywhere, success is at step 1; truly it is at step 11, the second bright frame.
+    # K = 3: seen everywhere, success is at step 2; truly it is at step 12, the third bright frame.
     assert found["totals"] == {"same": 0, "gained": 0, "lost": 2, "moved": 4}
     first = found["episodes"][0]
-    assert (first["before"], first["after"], first["change"], first["said"]) == (1, 11, "moved", True)
+    assert (first["before"], first["after"], first["change"], first["said"]) == (2, 12, "moved", True)
     assert found["agreed"] == {"before": 4, "after": 6} and found["judged"] == 6
     text = capsys.readouterr().out
-    assert "success at step 11" in text and "is no success any more: 2" in text
+    assert "success at step 12" in text and "is no success any more: 2" in text
     assert replay(run, "--version", "1", "--against", "2")["totals"]["gained"] == 2
 
 

@@ -41,10 +41,10 @@ def still(folder: Path, what: str, name: str, level: int, suffix: str = "png") -
 
 
 def labelled(folder: Path) -> Path:
-    """Two episodes, one with two successes, and a lonely failure."""
+    """Two episodes, one with K successes, and a lonely failure."""
     for i in range(3):
         still(folder, "failure", f"morning-{i:03d}", 60 + i)
-    for i in (3, 4):
+    for i in (3, 4, 5):
         still(folder, "success", f"morning-{i:03d}", 200 + i)
     still(folder, "success", "evening-001", 180)
     still(folder, "failure", "lonely", 70, "jpg")
@@ -62,20 +62,20 @@ def remembered(folder: RunFolder) -> Memory:
 
 def test_pictures_become_episodes_with_labels_on_the_right_frames(tmp_path: Path) -> None:
     imported = build(scan(labelled(tmp_path), CONTRACT), TASK, "ann")
-    assert (imported.episodes, imported.positive, imported.negative, imported.repeated) == (3, 3, 4, 1)
+    assert (imported.episodes, imported.positive, imported.negative, imported.repeated) == (3, 4, 4, 2)
     messages = [wire.decode(r.payload, Step, Label) for r in imported.parcel.records]
     by_episode = {e: [m for m in messages if isinstance(m, Step) and m.episode == e] for e in (1, 2, 3)}
     said = {(m.episode, m.kind): m.steps for m in messages if isinstance(m, Label)}
-    # In order of name: evening, its one success shown twice for K = 2; lonely; morning.
-    assert TASK.debounce_frames == 2 and [len(by_episode[e]) for e in (1, 2, 3)] == [2, 1, 5]
+    # In order of name: evening, its one success shown three times for K = 3; lonely; morning.
+    assert TASK.debounce_frames == 3 and [len(by_episode[e]) for e in (1, 2, 3)] == [3, 1, 6]
     assert said == {
-        (1, LabelKind.REVIEW_SUCCESS): (0, 1),
+        (1, LabelKind.REVIEW_SUCCESS): (0, 1, 2),
         (2, LabelKind.REVIEW_NONE): (0,),
-        (3, LabelKind.REVIEW_SUCCESS): (3, 4),
+        (3, LabelKind.REVIEW_SUCCESS): (3, 4, 5),
         (3, LabelKind.REVIEW_NONE): (0, 1, 2),
     }
     bright = [float(s.frames.mean()) > 128 for s in by_episode[3]]
-    assert bright == [False, False, False, True, True]
+    assert bright == [False, False, False, True, True, True]
     assert {(m.who, m.device) for m in messages if isinstance(m, Label)} == {("ann", "import")}
 
 
@@ -166,8 +166,8 @@ def test_importing_twice_changes_nothing(tmp_path: Path, capsys: pytest.CaptureF
     first = remembered(RunFolder(tmp_path / "run")).replay.size
     assert label_import.main(words) == 0
     memory = remembered(RunFolder(tmp_path / "run"))
-    assert memory.replay.size == first == 8 and "3 frames of success and 4 of anything else" in capsys.readouterr().out
-    assert memory.tally.imported == 8 and memory.tally.steps == memory.tally.episodes == 0
+    assert memory.replay.size == first == 10 and "4 frames of success and 4 of anything else" in capsys.readouterr().out
+    assert memory.tally.imported == 10 and memory.tally.steps == memory.tally.episodes == 0
 
 
 def test_a_running_trainer_learns_the_labels_and_never_an_action_from_them(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_running_trainer_learns_the_labels_and_never_an_action_from_them(tmp_p
         assert label_import.main(["--folder", str(labelled(tmp_path / "in")), "--run", str(folder.root)]) == 0
     bench.drain()
     memory = trainer.memory
-    assert memory.tally.imported == 8 and memory.tally.steps == before
+    assert memory.tally.imported == 10 and memory.tally.steps == before
     assert memory.replay.transitions == transitions
     imported = [e for e in memory.replay.episodes if memory.origin(e)[0].startswith("import-")]
     spoken = trainer.correction.evidence.labelled()
