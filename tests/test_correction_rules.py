@@ -400,6 +400,30 @@ def test_drift_lifts_the_threshold_in_force_at_once_and_its_end_takes_that_back(
     assert robot.correction.artifact(3).manifest.parent == 2
 
 
+def test_a_threshold_stays_lifted_where_the_lower_one_would_call_more_failures_a_success(robot: Robot) -> None:
+    decisions = recording(robot)
+    for _ in range(8):
+        robot.miss()
+        robot.say(LabelKind.FALSE_POSITIVE)
+    robot.correction.work(0.0)
+    robot.correction._course = None  # what was said is noted, and no candidate has come of it yet
+    judge, champion = robot.correction.judge, robot.correction.champion
+    assert champion is not None
+    net = copy.deepcopy(champion.net)
+    net.temperature.fill_(4.0)
+    probing = judge.standing(net, 0.5)
+    held_out = robot.correction.evidence.held_out()
+    refuted = [e for e in held_out if (robot.ledger.frame_labels(e, robot.replay) <= 0).all()]
+    assert len(refuted) >= 2
+    highest = max(float(judge.lower(probing, e).max()) for e in refuted)
+    standing = dataclasses.replace(judge.standing(net, round(highest + 0.02, 2)), found=0.5)
+    robot.correction._in_force.champion = standing
+    assert robot.correction.work(0.0) is None
+    assert (robot.correction.threshold, robot.correction.version) == (standing.rule.threshold, 1)
+    assert "drift is over" in decisions[-1].reason and "false_success 0 -> 2" in decisions[-1].reason
+    assert robot.correction.champion.found == standing.rule.threshold, "it is not asked again"
+
+
 def test_a_lifted_threshold_outlives_a_restart_and_is_still_taken_back(robot: Robot, tmp_path: Path) -> None:
     unsure(robot)
     found = robot.correction.threshold

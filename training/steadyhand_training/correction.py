@@ -16,7 +16,7 @@ from steadyhand_models.artifact import Artifact
 from steadyhand_models.contract import Contract
 from steadyhand_models.messages import Label
 from steadyhand_models.task import Task
-from steadyhand_training import correction_state
+from steadyhand_training import correction_state, gate
 from steadyhand_training.champion import Judge, Standing
 from steadyhand_training.correction_settings import CorrectionRule, CorrectionSettings, Start
 from steadyhand_training.correction_state import CorrectionError, Kept, Weights
@@ -345,10 +345,14 @@ class Correction:
         return (yield from self._relabel(reason))
 
     def _lift(self, lifted: Standing) -> Course:
-        """The champion with another threshold, which drift asks for or asks for no more."""
-        reason = (
-            f"{'drift' if self.caution else 'drift is over'}: threshold {self.threshold} -> {lifted.rule.threshold}"
-        )
+        """The champion with another threshold, which drift asks for or, where the gate agrees, asks for no more."""
+        why = "drift" if self.caution else "drift is over"
+        reason = f"{why}: threshold {self.threshold} -> {lifted.rule.threshold}"
+        comparisons = self.judge.compare(lifted, self._in_force.standing)
+        if falser := gate.falser(comparisons, self.judge.settings):
+            self._in_force.stay()
+            self._decided(Verdict.REJECTED, f"{reason}: {falser}")
+            return None
         self._in_force.lift(lifted)
         self._decided(Verdict.LIFTED, reason)
         return (yield from self._relabel(reason))

@@ -233,14 +233,27 @@ def _lost(new: Quality, old: Quality, settings: GateSettings) -> bool:
     return all_lost or old.found - new.found > _slack(settings.most_recall_loss, new.confirmed)
 
 
+def _false_objection(comparison: Comparison, settings: GateSettings) -> str:
+    new, old, where = comparison.candidate, comparison.champion, comparison.stratum
+    if not _falser(new, old, settings):
+        return ""
+    return f"{where}: false_success {old.false} -> {new.false} of {new.refuted} held-out episodes"
+
+
 def _stratum_objection(comparison: Comparison, settings: GateSettings) -> str:
     new, old, where = comparison.candidate, comparison.champion, comparison.stratum
-    if _falser(new, old, settings):
-        return f"{where}: false_success {old.false} -> {new.false} of {new.refuted} held-out episodes"
+    if reason := _false_objection(comparison, settings):
+        return reason
     # A single frame that a reaction time has put into the wrong phase is no evidence of recall.
     if new.confirmed >= FEW and _lost(new, old, settings):
         return f"{where}: recall {old.found} -> {new.found} of {new.confirmed} held-out episodes"
     return ""
+
+
+def falser(comparisons: Sequence[Comparison], settings: GateSettings) -> str:
+    """In which stratum false successes rise beyond the margin; empty where they do in none."""
+    reasons = (_false_objection(each, settings) for each in comparisons)
+    return next(filter(None, reasons), "")
 
 
 def unready(quality: Quality, settings: GateSettings) -> str:

@@ -72,6 +72,10 @@ class InForce:
         self.champion = standing
         self._number(standing)
 
+    def stay(self) -> None:
+        """Take the champion's threshold as the one that was found: it is not to go back."""
+        self.champion = dataclasses.replace(self.standing, found=self.standing.rule.threshold)
+
     def _number(self, standing: Standing) -> None:
         self.version += 1
         self.quality = self._judge.quality(standing, self._evidence.held_out())
