@@ -97,7 +97,7 @@ def test_augmentation_keeps_shape_and_range_and_moves_pictures_a_little() -> Non
     frames = np.zeros((16, *SHAPE), np.uint8)
     frames[:, :, 8, 8] = 255
     out = fitting.augment(
-        frames, FitSettings(shift_px=2, brightness=0.1, colour=0.0, shade=0.0, hidden=0.0), np.random.default_rng(0)
+        frames, FitSettings(shift_px=2, brightness=0.1, colour=0.0, shade=0.0), np.random.default_rng(0)
     )
     assert out.shape == frames.shape
     assert out.dtype == np.uint8
@@ -110,7 +110,7 @@ def test_augmentation_keeps_shape_and_range_and_moves_pictures_a_little() -> Non
 def test_no_augmentation_leaves_frames_as_they_are() -> None:
     frames = pictures(9)
     same = fitting.augment(
-        frames, FitSettings(shift_px=0, brightness=0.0, colour=0.0, shade=0.0, hidden=0.0), np.random.default_rng(0)
+        frames, FitSettings(shift_px=0, brightness=0.0, colour=0.0, shade=0.0), np.random.default_rng(0)
     )
     np.testing.assert_array_equal(same, frames)
 

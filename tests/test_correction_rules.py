@@ -14,7 +14,7 @@ from test_correction import CONTRACT, FOREVER, HIGH, LOW, QUICK, TASK, Robot, fi
 from steadyhand_models import reward
 from steadyhand_models.messages import EndReason, LabelKind, Source
 from steadyhand_training import course, gate
-from steadyhand_training.correction import Correction, CorrectionError, CorrectionRule, Start
+from steadyhand_training.correction import Correction, CorrectionError, CorrectionRule, Promotion, Start
 from steadyhand_training.decisions import Decision, Verdict
 from steadyhand_training.fitting import Fit
 from steadyhand_training.veto import VetoSettings
@@ -144,6 +144,14 @@ def test_silris_rule_leaves_what_is_stored_as_it_was_but_for_the_flagged_episode
 # -- vetoes --------------------------------------------------------------------------------------------------------
 
 
+def vetoed(robot: Robot) -> Promotion | None:
+    """Seven successes in a row are denied; what becomes of it at once."""
+    for _ in range(7):
+        robot.lift()
+        robot.say(LabelKind.FALSE_POSITIVE)
+    return robot.correction.work(0.0) or robot.correction.work(FOREVER)
+
+
 def test_vetoes_that_rise_beyond_doubt_bring_the_version_before_back_under_a_new_number(checkpoint: Path) -> None:
     robot = ready(checkpoint, dataclasses.replace(QUICK, veto=VetoSettings(least_episodes=5)))
     decisions = recording(robot)
@@ -153,10 +161,7 @@ def test_vetoes_that_rise_beyond_doubt_bring_the_version_before_back_under_a_new
     promote(robot)
     after = robot.correction.champion
     assert before is not None and after is not None
-    for _ in range(7):
-        robot.lift()
-        robot.say(LabelKind.FALSE_POSITIVE)
-    rolled_back = robot.correction.work(0.0) or robot.correction.work(FOREVER)
+    rolled_back = vetoed(robot)
     assert rolled_back is not None and rolled_back.version == 3
     assert "vetoes rose from" in rolled_back.reason
     assert robot.correction.champion is before
@@ -463,9 +468,6 @@ def test_a_lift_keeps_the_way_back_to_the_version_that_the_champion_replaced(che
     )
     robot.correction.caution = 0.05
     assert robot.correction.work(FOREVER).version == 3
-    for _ in range(7):
-        robot.lift()
-        robot.say(LabelKind.FALSE_POSITIVE)
-    rolled_back = robot.correction.work(0.0) or robot.correction.work(FOREVER)
+    rolled_back = vetoed(robot)
     assert rolled_back is not None and "vetoes rose" in rolled_back.reason
     assert robot.correction.champion is first or robot.correction.champion.net is first.net

@@ -174,7 +174,7 @@ class Attention:
         """What this champion was fitted on, worked out when it comes into force."""
         if self._known is None or self._known.since != champion.since:
             rows, labels = self._evidence.rows(self._evidence.taught())
-            rows = _some(rows[labels != 0], KNOWN_FRAMES)
+            rows = strata.evenly(rows[labels != 0], KNOWN_FRAMES)
             if len(rows) < 2:
                 return None
             self._known = _Known(champion.since, rows, self._features(champion, rows), Fitted((), 0.0, 0.0))
@@ -203,7 +203,7 @@ class Attention:
         return tuple(found)
 
     def _seen(self, rows: I64, champion: Champion, known: _Known) -> Seen:
-        far = asking.nearest(self._features(champion, _some(rows, SHORTLIST)), known.features)
+        far = asking.nearest(self._features(champion, strata.evenly(rows, SHORTLIST)), known.features)
         return Seen(
             light=strata.signature(self._memory.replay.frames[rows]),
             far=float(np.percentile(far, FAR_PERCENTILE)),
@@ -388,8 +388,3 @@ def _place(name: str) -> tuple[int, int] | None:
         return stream * STREAM_STRIDE + int(parts[0][1:]), int(parts[1][1:])
     except (ValueError, IndexError):
         return None
-
-
-def _some(rows: I64, most: int) -> I64:
-    """At most so many rows, evenly spread."""
-    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]

@@ -71,7 +71,7 @@ class DrqV2Settings:
 class GripperSettings:
     """The discrete gripper of HIL-SERL (Luo et al. 2024, arXiv 2410.21845): a DQN over open, stay and close."""
 
-    penalty: Annotated[float, Field(ge=-1, le=0)] = -0.02  # for each change of the jaws' side; HIL-SERL
+    penalty: Annotated[float, Field(ge=-1, le=0)] = -0.02  # of the highest value, each change of the jaws; HIL-SERL
     margin: Annotated[float, Field(ge=0, le=1)] = (
         0.05  # of a person's choice over others; DQfD .8 where rewards reach 1
     )

@@ -112,7 +112,7 @@ class Grower:
         return self._settings.young_light_threshold if young else 0.0
 
     def _scenes(self) -> Scenes:
-        taught = by_light(self._evidence.taught(), self._evidence.strata)
+        taught = by_light(self._evidence.taught(), self._evidence.strata.light)
         rows = {light: [self._replay.rows(e) for e in episodes] for light, episodes in taught.items()}
         return scenes(rows, lambda some: self._replay.frames[some])
 

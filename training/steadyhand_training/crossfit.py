@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -21,6 +21,7 @@ from steadyhand_training.fitting import Fit, FitSettings, Pool
 from steadyhand_training.frame_quality import EpisodeQuality, FrameQuality, Scored
 from steadyhand_training.gate import GateSettings, Quality
 from steadyhand_training.scenes import hide, scenes
+from steadyhand_training.strata import by_light
 
 Bool = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
@@ -122,10 +123,10 @@ def _fit(
     rng = np.random.default_rng([seed, 2])
     shape, invariant = dataset.task.contract().frames_shape, settings.fit.light_invariant
     fit = Fit(classifier.build(shape, settings.heads, seed, invariant), settings.fit)
-    pools = _pools(taught)
     turns = {int(row): turn for turn, episode in enumerate(taught) for row in episode.rows}
-    by_light = _by_light(taught)
-    known = scenes({light: [e.rows for e in episodes] for light, episodes in by_light.items()}, dataset.frames)
+    lit = by_light(taught, lambda e: e.light)
+    pools = _pools(lit)
+    known = scenes({light: [e.rows for e in episodes] for light, episodes in lit.items()}, dataset.frames)
     for i in range(settings.batches):
         rows, targets = fitting.draw(pools, settings.fit.batch, rng)
         frames = dataset.frames(rows)
@@ -138,22 +139,15 @@ def _fit(
     return fit.snapshot()
 
 
-def _pools(taught: Sequence[Recorded]) -> list[Pool]:
+def _pools(lit: Mapping[int, Sequence[Recorded]]) -> list[Pool]:
     """The labelled rows of each light by themselves, so that a rare one gets its share."""
     return [
         Pool(
             np.concatenate([e.rows[e.labels > 0] for e in episodes]),
             np.concatenate([e.rows[e.labels < 0] for e in episodes]),
         )
-        for episodes in _by_light(taught).values()
+        for episodes in lit.values()
     ]
-
-
-def _by_light(episodes: Sequence[Recorded]) -> dict[int, list[Recorded]]:
-    lights: dict[int, list[Recorded]] = {}
-    for episode in episodes:
-        lights.setdefault(episode.light, []).append(episode)
-    return lights
 
 
 def _heads(turns: I64, count: int) -> Bool:

@@ -132,8 +132,8 @@ class Evidence:
         taught = self.taught()
         anchors = [e for e in taught if e in self.anchors]
         flagged = [e for e in taught if e in self.flagged]
-        other = by_light([e for e in taught if e not in self.anchors], self.strata)
-        groups = [*by_light(anchors, self.strata).values(), *by_light(flagged, self.strata).values()]
+        other = by_light([e for e in taught if e not in self.anchors], self.strata.light)
+        groups = [*by_light(anchors, self.strata.light).values(), *by_light(flagged, self.strata.light).values()]
         groups += [episodes[-recent_episodes:] for episodes in other.values()]
         return [self.pool(episodes) for episodes in groups]
 

@@ -41,7 +41,6 @@ class InForce:
         self.before: Standing | None = None  # the one to go back to; None where there is none, or it was just taken up
         self.version = 0  # counts the classifiers that were in force
         self.since = 0  # the version with which the champion's weights came into force: drift lifts their threshold
-        self.previous = 0  # the version whose weights they replaced
         self.quality: Quality | None = None  # on held-out episodes, when it came into force
         self.figures: dict[str, float] = {}  # the same and more, by name
         self._contract, self._replay, self._ledger, self._evidence = contract, replay, ledger, evidence
@@ -56,6 +55,11 @@ class InForce:
         return self.champion
 
     @property
+    def previous(self) -> int:
+        """The version whose weights the champion's replaced."""
+        return self.since - 1
+
+    @property
     def rule(self) -> reward.Rule:
         """How the champion's probabilities become success."""
         return self.champion.rule if self.champion else self._judge.rule(0.5)
@@ -63,7 +67,6 @@ class InForce:
     def take(self, standing: Standing, again: bool) -> None:
         """Put a classifier in force under a new version; one that is taken up `again` leaves no way further back."""
         self.before, self.champion = (None if again else self.champion), standing
-        self.previous = self.version
         self._number(standing)
         self.since = self.version
 
@@ -146,7 +149,7 @@ class InForce:
             "held_out_false_bound": quality.false_bound,
             "held_out_recall": quality.recall,
         }
-        for light, episodes in by_light(held_out, self._evidence.strata).items():
+        for light, episodes in by_light(held_out, self._evidence.strata.light).items():
             by_itself = self._judge.quality(standing, episodes)
             known[f"held_out_light_{light}_balanced_accuracy"] = by_itself.balanced_accuracy
             known[f"held_out_light_{light}_episodes"] = len(episodes)
@@ -159,7 +162,6 @@ class InForce:
         return {
             "version": self.version,
             "since": self.since,
-            "previous": self.previous,
             "quality": dataclasses.asdict(self.quality) if self.quality else None,
             "figures": self.figures,
             "thresholds": {name: [each.rule.threshold, each.found] for name, each in self._standings().items()},
@@ -171,7 +173,7 @@ class InForce:
 
     def restore(self, state: dict[str, Any], weights: dict[str, Weights], fresh: Callable[[], Classifier]) -> None:
         """Take up what `state` and `weights` gave, in `fresh` networks."""
-        self.version, self.since, self.previous = (int(state[name]) for name in ("version", "since", "previous"))
+        self.version, self.since = int(state["version"]), int(state["since"])
         self.quality = Quality(**state["quality"]) if state["quality"] else None
         self.figures = dict(state["figures"])
         self._vetoes.published = {int(own): int(version) for own, version in state["published"]}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from steadyhand_training.strata import evenly
+
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -48,7 +50,8 @@ def scenes(episodes: Mapping[int, Sequence[I64]], frames: Callable[[I64], U8]) -
 
     `frames` gives the pictures (N, C, H, W, 3) of rows (N,).
     """
-    found = {light: _scene(frames(_some(rows))) for light, rows in episodes.items() if len(rows) >= LEAST_EPISODES}
+    enough = {light: np.concatenate(rows) for light, rows in episodes.items() if len(rows) >= LEAST_EPISODES}
+    found = {light: _scene(frames(evenly(rows, MOST_FRAMES))) for light, rows in enough.items()}
     return {light: scene for light, scene in found.items() if len(scene.standing)}
 
 
@@ -81,11 +84,6 @@ def _scene(frames: U8) -> Scene:
     usual = np.median(far, axis=0).astype(np.float32)
     spread = picture.std(axis=(1, 2, 3))
     return Scene(picture, usual, np.flatnonzero(usual <= STANDS * spread))
-
-
-def _some(rows: Sequence[I64]) -> I64:
-    every = np.concatenate(rows)
-    return every[np.linspace(0, len(every) - 1, min(len(every), MOST_FRAMES)).astype(np.int64)]
 
 
 def _distance(one: U8, other: U8) -> float:

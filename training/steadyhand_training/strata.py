@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ U8 = npt.NDArray[np.uint8]
 I8 = npt.NDArray[np.int8]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+S = TypeVar("S", bound=np.generic)
+T = TypeVar("T")
 
 # Jaws that are more open than this share of their way have not begun to close. Measured on recorded lifts: never less
 # than half open before the cube is between them, never more than half open while it is held.
@@ -52,12 +55,17 @@ def phases(state: F32, task: Task) -> I8:
     return np.where(opened, 0, np.where(low, 1, 2)).astype(np.int8)
 
 
+def evenly(many: npt.NDArray[S], most: int) -> npt.NDArray[S]:
+    """At most so many of an array's items (N, ...), evenly spread."""
+    return many[np.linspace(0, len(many) - 1, min(len(many), most)).astype(np.int64)]
+
+
 def signature(frames: U8) -> F32:
     """What the light does to frames (N, C, H, W, 3): levels (C, P * 3) that moving arm and object hardly change.
 
     Percentiles over pixels, then the median over frames: most of a picture is table and wall.
     """
-    few = frames[np.linspace(0, len(frames) - 1, min(len(frames), SIGNATURE_FRAMES)).astype(np.int64)]
+    few = evenly(frames, SIGNATURE_FRAMES)
     pixels = few[:, :, ::PIXEL_STRIDE, ::PIXEL_STRIDE].reshape(len(few), few.shape[1], -1, 3)
     levels = np.percentile(pixels, PERCENTILES, axis=2).astype(np.float32)  # (P, N, C, 3)
     found: F32 = np.median(levels, axis=1).transpose(1, 0, 2).reshape(frames.shape[1], -1).astype(np.float32)
@@ -180,9 +188,9 @@ class Strata:
             self._light[episode] = self.lights.number(signature(self._replay.frames[self._replay.rows(episode)]))
 
 
-def by_light(episodes: Iterable[int], strata: Strata) -> dict[int, list[int]]:
+def by_light(episodes: Iterable[T], light: Callable[[T], int]) -> dict[int, list[T]]:
     """Episodes by their light, in order."""
-    found: dict[int, list[int]] = {}
+    found: dict[int, list[T]] = {}
     for episode in episodes:
-        found.setdefault(strata.light(episode), []).append(episode)
+        found.setdefault(light(episode), []).append(episode)
     return dict(sorted(found.items()))
